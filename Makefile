@@ -1,0 +1,36 @@
+# Everything here sets up what it needs by itself and is safe to repeat and to interrupt.
+#   make setup    virtual environment, packages, default model
+#   make serve    set up what is missing and serve on 127.0.0.1:8000 (ARGS="--port 9000")
+#   make test     set up what is missing and run the tests           (ARGS="-k tokenizer")
+#   make lint     ruff (lint and format) and mypy
+
+# A Python of 3.11 or newer to make the virtual environment with.
+PYTHON ?= python3
+MODEL ?= qwen2.5-coder-0.5b
+TEST_MODELS := smollm2-135m qwen2.5-coder-0.5b
+ARGS ?=
+
+BIN := .venv/bin
+FETCH := $(BIN)/ponderttt models fetch
+
+.PHONY: setup serve test lint runtime dev
+
+setup: runtime
+	$(FETCH) $(MODEL)
+
+# A model named in ARGS is fetched by the server itself.
+serve: runtime
+	$(if $(findstring --model,$(ARGS)),,$(FETCH) $(MODEL))
+	exec $(BIN)/ponderttt serve $(ARGS)
+
+test: dev
+	for model in $(TEST_MODELS); do $(FETCH) $$model || exit; done
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+runtime dev:
+	@$(PYTHON) scripts/setup_env.py $@

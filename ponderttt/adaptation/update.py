@@ -1,0 +1,161 @@
+"""The write: gradient steps on the fast weights by replay of the adaptive blocks.
+
+Serving keeps the hidden states at the trunk's top (the boundary activations) of every chunk, so a
+write runs only the blocks above, with gradients, for many sessions at once. Each session's rows
+touch its own slot only, so one backward yields every session's own gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ponderttt.adaptation.actions import Action
+from ponderttt.adaptation.loss import token_losses, weighted_loss
+from ponderttt.adaptation.rules import UpdateRule
+from ponderttt.fast_weights.adapter import BatchedAdapter
+from ponderttt.fast_weights.bank import AdapterBank, AdapterState, StepTag
+from ponderttt.fast_weights.optimizer import adam_rows, clip_rows
+from ponderttt.models.attention import FlatBatch
+from ponderttt.models.decoder import Decoder
+from ponderttt.models.kv_cache import KVCache
+
+
+@dataclass(slots=True)
+class Write:
+    """One chunk on its way into one owner's fast weights.
+
+    The staged state is private to the write until it is committed: readers see the old version
+    meanwhile, and a roll-back is to forget it.
+
+    Args:
+        tag: owner and the version that the write starts from.
+        action: how many steps.
+        cache: keys and values of the sequence; what lies before `start` is used as it is.
+        start: position of the first replayed row; it predicts the token at start + 1.
+        boundary: [T, hidden], boundary activations of positions start … start+T-1.
+        targets: [T] int64, the tokens at start+1 … start+T.
+        staged: a copy of the owner's state, changed step by step.
+    """
+
+    tag: StepTag
+    action: Action
+    cache: KVCache
+    start: int
+    boundary: Tensor
+    targets: Tensor
+    staged: AdapterState
+    steps_done: int = 0
+    losses: list[float] = field(default_factory=list)
+    failure: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """T."""
+        return int(self.targets.shape[0])
+
+    @property
+    def finished(self) -> bool:
+        """All steps taken, or given up."""
+        return self.failure is not None or self.steps_done >= self.action.steps
+
+
+class Writer:
+    """Takes gradient steps for batches of writes and judges the results.
+
+    Args:
+        model: frozen.
+        bank: gives the layout and the fresh weights.
+        rule: what a step is.
+    """
+
+    def __init__(self, model: Decoder, bank: AdapterBank, rule: UpdateRule) -> None:
+        self._model = model
+        self._bank = bank
+        self._layout = bank.layout
+        self.rule = rule
+
+    def step(self, writes: Sequence[Write]) -> None:
+        """One gradient step of each write, in one backward; then judge those that are finished.
+
+        Losses in nats per token are appended to each write: one per step, measured before it,
+        and, once finished, the loss after the last. A failure is noted in `failure`.
+        """
+        self._gradient_step(writes)
+        finished = [write for write in writes if write.finished and write.failure is None]
+        if finished:
+            self._judge(finished)
+
+    def _gradient_step(self, writes: Sequence[Write]) -> None:
+        staged = torch.stack([write.staged.weights for write in writes]).requires_grad_()
+        total, losses = self._loss(writes, staged)
+        (gradients,) = torch.autograd.grad(total, staged)
+        with torch.no_grad():
+            self._optimise(writes, staged.detach(), gradients)
+        for write, rows in zip(writes, losses.split([w.rows for w in writes]), strict=True):
+            write.losses.append(float(rows.mean()))
+            write.steps_done += 1
+            self._check_finite(write)
+
+    def _optimise(self, writes: Sequence[Write], weights: Tensor, gradients: Tensor) -> None:
+        rule, device = self.rule, weights.device
+        new, first, second = adam_rows(
+            weights,
+            clip_rows(gradients, rule.max_grad_norm),
+            torch.stack([write.staged.first for write in writes]),
+            torch.stack([write.staged.second for write in writes]),
+            torch.tensor([write.staged.step + 1 for write in writes], device=device),
+            torch.full((len(writes),), rule.learning_rate, device=device),
+            (rule.beta1, rule.beta2),
+            rule.eps,
+        )
+        for row, write in enumerate(writes):
+            write.staged = AdapterState(new[row], first[row], second[row], write.staged.step + 1)
+
+    def _check_finite(self, write: Write) -> None:
+        state = write.staged
+        tensors = (state.weights, state.first, state.second)
+        # A NaN or infinity anywhere survives the sum of absolute values.
+        finite = all(bool(t.abs().sum().isfinite()) for t in tensors)
+        if not finite or not torch.tensor(write.losses).isfinite().all():
+            write.failure = "not_finite"
+
+    def _judge(self, writes: Sequence[Write]) -> None:
+        with torch.no_grad():
+            staged = torch.stack([write.staged.weights for write in writes])
+            normed, targets = self._replay(writes, staged)
+            losses = token_losses(normed, self._model.head, targets)
+        for write, rows in zip(writes, losses.split([w.rows for w in writes]), strict=True):
+            write.losses.append(float(rows.mean()))
+            distance = float((write.staged.weights - self._bank.fresh_weights).norm())
+            if not torch.tensor(write.losses).isfinite().all():
+                write.failure = "not_finite"
+            elif distance > self.rule.max_norm:
+                write.failure = "norm"
+            elif write.losses[-1] > write.losses[0] + self.rule.loss_tolerance:
+                write.failure = "loss"
+
+    def _loss(self, writes: Sequence[Write], staged: Tensor) -> tuple[Tensor, Tensor]:
+        normed, targets = self._replay(writes, staged)
+        # The mean of each write by itself: no write's gradient depends on the others.
+        weights = torch.cat(
+            [torch.full((w.rows,), 1.0 / w.rows, device=normed.device) for w in writes]
+        )
+        return weighted_loss(normed, self._model.head, targets, weights)
+
+    def _replay(self, writes: Sequence[Write], staged: Tensor) -> tuple[Tensor, Tensor]:
+        """Adaptive blocks over the boundary activations: normed [N, hidden], targets [N]."""
+        model = self._model
+        batch: FlatBatch = model.batch([(w.cache, w.start, w.rows) for w in writes], replay=True)
+        adapter = BatchedAdapter(
+            self._layout.views(staged),
+            range(len(writes)),
+            [write.rows for write in writes],
+            self._layout.config.scale,
+        )
+        x = torch.cat([write.boundary for write in writes])
+        x = model.run(x, self._layout.first_layer, self._layout.last_layer, batch, adapter)
+        return model.normed(x), torch.cat([write.targets for write in writes])

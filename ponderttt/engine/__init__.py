@@ -1,0 +1,1 @@
+"""Continuous batching: sequences, scheduler, phases, and the fronts that callers use."""

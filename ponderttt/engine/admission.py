@@ -1,0 +1,268 @@
+"""Admission: checks requests, keeps them waiting, and gives them what they need to run."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from ponderttt.adaptation.chunking import chunk_spans
+from ponderttt.adaptation.params import GateName, TTTParams
+from ponderttt.engine.config import EngineConfig
+from ponderttt.engine.detokenizer import IncrementalDetokenizer
+from ponderttt.engine.outputs import Event
+from ponderttt.engine.reader import Reader
+from ponderttt.engine.request import AdaptRequest, GenerateRequest, Request
+from ponderttt.engine.resolve import for_documents, resolve_ttt
+from ponderttt.engine.sampler_state import SamplerState, check_logit_bias
+from ponderttt.engine.sequence import Group, Sequence, Span, Status
+from ponderttt.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    PromptTooLongError,
+)
+from ponderttt.models.decoder import Decoder
+from ponderttt.models.tokenizer import Tokenizer
+from ponderttt.sessions.manager import SessionManager
+
+
+class Admission:
+    """The door of the engine.
+
+    Args:
+        model, tokenizer, sessions, reader, config: the engine's.
+        max_model_len: tokens of prompt and completion together.
+        default_gate: where neither request nor session names one.
+        has_policy: whether gate `policy` can be used.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        sessions: SessionManager,
+        reader: Reader,
+        config: EngineConfig,
+        max_model_len: int,
+        default_gate: GateName,
+        has_policy: bool,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._sessions = sessions
+        self._reader = reader
+        self._config = config
+        self._max_model_len = max_model_len
+        self._default_gate = default_gate
+        self._has_policy = has_policy
+        self.waiting: deque[Group] = deque()
+        self.kv_reserved = 0
+
+    # --- checking: reads only, so that any thread may call it -----------------------------------
+
+    def prepare(self, request: Request, sink: Callable[[Event], None]) -> Group:
+        """Check a request and wrap it.
+
+        Raises:
+            InvalidRequestError, PromptTooLongError, NotFoundError.
+        """
+        asked = request.ttt or TTTParams()
+        session = self._sessions.get(asked.session) if asked.session is not None else None
+        ttt = resolve_ttt(
+            asked,
+            session.defaults if session is not None else TTTParams(),
+            self._config.ttt,
+            self._default_gate,
+            self._has_policy,
+        )
+        if isinstance(request, AdaptRequest):
+            if session is None:
+                raise InvalidRequestError("ttt.session", "adapting needs a session; name one")
+            ttt = for_documents(ttt)
+            self._check_documents(request)
+        else:
+            self._check_prompt(request)
+            if request.sampling.n > 1 and ttt.learns_generated:
+                raise InvalidRequestError(
+                    "n",
+                    f"{request.sampling.n} sequences can't all teach the same fast weights; "
+                    "use n = 1, or ttt.adapt_on = 'prompt'",
+                )
+        return Group(request, session, request.ttt is not None, ttt, sink)
+
+    def _check_ids(self, param: str, ids: tuple[int, ...]) -> None:
+        if not ids:
+            raise InvalidRequestError(param, "is empty; give at least one token")
+        vocabulary = self._model.config.vocab_size
+        low, high = min(ids), max(ids)
+        if low < 0 or high >= vocabulary:
+            bad = low if low < 0 else high
+            raise InvalidRequestError(
+                param, f"token id {bad} lies outside the vocabulary [0, {vocabulary - 1}]"
+            )
+
+    def _check_documents(self, request: AdaptRequest) -> None:
+        if not request.documents:
+            raise InvalidRequestError("documents", "is empty; give at least one document")
+        for number, document in enumerate(request.documents):
+            self._check_ids(f"documents[{number}].text", document)
+
+    def _check_prompt(self, request: GenerateRequest) -> None:
+        sampling = request.sampling
+        self._check_ids("prompt", request.prompt_ids)
+        room = self._max_model_len - len(request.prompt_ids)
+        if room < 0:
+            raise PromptTooLongError(
+                "prompt",
+                f"{len(request.prompt_ids)} tokens exceed the context window of "
+                f"{self._max_model_len}; shorten it, or teach it to a session with "
+                "POST /v1/sessions/{id}/adapt",
+            )
+        if sampling.max_tokens > room:
+            raise PromptTooLongError(
+                "max_tokens",
+                f"{sampling.max_tokens} new tokens after a prompt of {len(request.prompt_ids)} "
+                f"exceed the context window of {self._max_model_len}; ask for at most {room}",
+            )
+        if sampling.n > self._config.max_num_seqs:
+            raise InvalidRequestError(
+                "n",
+                f"{sampling.n} exceeds the {self._config.max_num_seqs} sequences that run at once",
+            )
+        check_logit_bias(sampling, self._model.config.vocab_size)
+
+    # --- waiting and starting: in the engine's thread -------------------------------------------
+
+    def enqueue(self, group: Group) -> None:
+        """Let the request wait its turn.
+
+        Raises:
+            OverloadedError: the queue is full.
+        """
+        if len(self.waiting) >= self._config.max_waiting:
+            raise OverloadedError(
+                f"{self._config.max_waiting} requests are waiting, which is the limit; retry later"
+            )
+        self.waiting.append(group)
+
+    def admit(self, running: int) -> Group | None:
+        """Start the first waiting request if there is room for it beside `running` sequences.
+
+        Raises:
+            NotFoundError: its session was deleted while it waited; it is taken off the queue.
+        """
+        if not self.waiting:
+            return None
+        group = self.waiting[0]
+        request = group.request
+        if group.session is not None and not group.session.ephemeral:
+            self._check_session_lives(group)
+        count = request.sampling.n if isinstance(request, GenerateRequest) else 1
+        need = self._reservation(group) * count
+        if running + count > self._config.max_num_seqs:
+            return None
+        if self.kv_reserved + need > self._config.max_kv_tokens and self.kv_reserved > 0:
+            return None
+        if group.session is None and self._needs_weights(group):
+            group.session = self._sessions.create_ephemeral(group.id)
+        if group.session is not None and not self._sessions.acquire(group.session):
+            return None
+        self.waiting.popleft()
+        self._start(group, need)
+        return group
+
+    def _check_session_lives(self, group: Group) -> None:
+        session = group.session
+        if session is None or session.id is None:
+            return
+        if (
+            session.id not in self._sessions.names()
+            or self._sessions.get(session.id) is not session
+        ):
+            self.waiting.popleft()
+            group.session = None
+            raise NotFoundError("ttt.session", f"session {session.id!r} was deleted meanwhile")
+
+    def _needs_weights(self, group: Group) -> bool:
+        return group.ttt.learns_prompt or group.ttt.learns_generated
+
+    def _reservation(self, group: Group) -> int:
+        """Positions of KV cache that one sequence of the request may need."""
+        request = group.request
+        if isinstance(request, GenerateRequest):
+            return len(request.prompt_ids) + request.sampling.max_tokens
+        return min(max(len(d) for d in request.documents), self._max_model_len)
+
+    def _start(self, group: Group, reserve: int) -> None:
+        group.reserved = reserve
+        self.kv_reserved += reserve
+        if group.session is not None:
+            group.version_before = group.session.version
+            group.digest = self._sessions.digest(group.session)
+        request = group.request
+        if isinstance(request, AdaptRequest):
+            size = self._max_model_len
+            group.windows.extend(
+                (number, document[at : at + size])
+                for number, document in enumerate(request.documents)
+                for at in range(0, len(document), size)
+            )
+            self.next_window(group)
+        else:
+            group.sequences.append(self._prompt_sequence(group, request))
+
+    def _prompt_sequence(self, group: Group, request: GenerateRequest) -> Sequence:
+        tokens = list(request.prompt_ids)
+        capacity = len(tokens) + request.sampling.max_tokens
+        sequence = Sequence(group, 0, tokens, len(tokens), self._model.new_cache(capacity))
+        ttt = group.ttt
+        observed = self._needs_weights(group) or request.sampling.prompt_logprobs is not None
+        if observed:
+            sequence.boundary, sequence.final = self._reader.new_buffers(capacity)
+        if ttt.learns_prompt and ttt.when == "inline":
+            sequence.spans.extend(
+                Span(*span, "prompt") for span in chunk_spans(0, len(tokens), ttt.chunk_size)
+            )
+        sequence.sampler = SamplerState(request.sampling, request.prompt_ids)
+        sequence.detokenizer = IncrementalDetokenizer(self._tokenizer, request.sampling.stop)
+        return sequence
+
+    def next_window(self, group: Group) -> None:
+        """Begin the next document window of an adapt request."""
+        document, tokens = group.windows.popleft()
+        sequence = Sequence(
+            group,
+            0,
+            list(tokens),
+            len(tokens),
+            self._model.new_cache(len(tokens)),
+            document=document,
+        )
+        sequence.boundary, sequence.final = self._reader.new_buffers(len(tokens))
+        spans = chunk_spans(0, len(tokens), group.ttt.chunk_size)
+        sequence.spans.extend(Span(*span, "prompt") for span in spans)
+        group.sequences = [sequence]
+
+    def fork_sequence(self, parent: Sequence, index: int) -> Sequence:
+        """Sibling `index` of a sequence whose prompt has just been read."""
+        request = parent.group.request
+        if not isinstance(request, GenerateRequest) or parent.sampler is None:
+            raise RuntimeError("only sequences that generate have siblings")
+        child = Sequence(
+            parent.group, index, list(parent.tokens), parent.prompt_len, parent.cache.fork()
+        )
+        child.computed = parent.computed
+        child.status = Status.DECODE
+        child.sampler = SamplerState(
+            request.sampling, request.prompt_ids, seed=parent.sampler.seed, child=index
+        )
+        child.detokenizer = IncrementalDetokenizer(self._tokenizer, request.sampling.stop)
+        return child
+
+    def release(self, group: Group) -> None:
+        """Give back what the request held."""
+        self.kv_reserved -= group.reserved
+        group.reserved = 0
+        group.sequences = []
+        if group.session is not None:
+            self._sessions.release(group.session)

@@ -1,0 +1,201 @@
+"""The engine behind an event loop: it runs in a thread of its own; requests are async iterators."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+from ponderttt.engine.core import EngineCore, EngineStats
+from ponderttt.engine.outputs import DoneEvent, ErrorEvent, Event
+from ponderttt.engine.request import Request
+from ponderttt.errors import OverloadedError, UnavailableError
+
+_LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class EventStream:
+    """The events of one request, in order; closing it before the last one aborts the request.
+
+    Args:
+        abort: called when the stream is closed early.
+    """
+
+    def __init__(self, abort: Callable[[], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._abort = abort
+        self._ended = False
+
+    def put(self, event: Event) -> None:
+        """Hand over an event, from any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+        except RuntimeError:
+            # The caller's loop is closed: nobody is left to hear.
+            self._abort()
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        if self._ended:
+            raise StopAsyncIteration
+        try:
+            event = await self._queue.get()
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
+        self._ended = isinstance(event, DoneEvent | ErrorEvent)
+        return event
+
+    async def aclose(self) -> None:
+        """Abort the request unless it has ended."""
+        if not self._ended:
+            self._ended = True
+            self._abort()
+
+
+class AsyncEngine:
+    """Runs an `EngineCore` in its own thread.
+
+    Args:
+        core: not used by anybody else from now on.
+    """
+
+    def __init__(self, core: EngineCore) -> None:
+        self.core = core
+        self.failure: BaseException | None = None
+        self.draining = False
+        self._inbox: deque[Callable[[], None]] = deque()
+        self._arriving: set[str] = set()  # requests in the inbox, not yet in the core's queue
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._stats = core.stats()
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        self._thread.start()
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken."""
+        return self._thread.is_alive() and not self.draining and self.failure is None
+
+    def stats(self) -> EngineStats:
+        """Counts as they were after the last step."""
+        return self._stats
+
+    def submit(self, request: Request) -> EventStream:
+        """Check a request and queue it.
+
+        Returns:
+            Its events; the last is a DoneEvent or an ErrorEvent.
+        Raises:
+            InvalidRequestError, PromptTooLongError, NotFoundError: as `Admission.prepare`.
+            OverloadedError: too many requests wait.
+            UnavailableError: not started, draining or failed.
+        """
+        self._check_ready()
+        if self._stats.waiting + len(self._arriving) >= self.core.config.max_waiting:
+            raise OverloadedError(
+                f"{self.core.config.max_waiting} requests are waiting, which is the limit; "
+                "retry later"
+            )
+        stream = EventStream(lambda: self._post(lambda: self.core.abort(request.request_id)))
+        group = self.core.prepare(request, stream.put)
+
+        def enqueue() -> None:
+            self._arriving.discard(request.request_id)
+            try:
+                self.core.enqueue(group)
+            except OverloadedError as error:
+                stream.put(ErrorEvent(error))
+
+        self._arriving.add(request.request_id)
+        self._post(enqueue)
+        return stream
+
+    async def call(self, function: Callable[[EngineCore], T]) -> T:
+        """Run a function in the engine's thread, between two steps; its exceptions propagate."""
+        if self.failure is not None or not self._thread.is_alive():
+            raise UnavailableError("the engine is not running")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def settle(result: T | None, error: BaseException | None) -> None:
+            if future.cancelled():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]
+
+        def run() -> None:
+            try:
+                result = function(self.core)
+            except BaseException as error:  # handed to the caller, who raises it
+                loop.call_soon_threadsafe(settle, None, error)
+            else:
+                loop.call_soon_threadsafe(settle, result, None)
+
+        self._post(run)
+        return await future
+
+    async def stop(self, drain_seconds: float = 30.0) -> None:
+        """Take no more requests, let those that run finish, and end the thread.
+
+        Args:
+            drain_seconds: after this the remaining requests get an error.
+        """
+        self.draining = True
+        deadline = time.monotonic() + drain_seconds
+        while self._thread.is_alive() and time.monotonic() < deadline and self._busy():
+            await asyncio.sleep(0.02)
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+
+    def _busy(self) -> bool:
+        return bool(self._inbox) or self.core.has_requests
+
+    def _check_ready(self) -> None:
+        if self.failure is not None:
+            raise UnavailableError(f"the engine has stopped: {self.failure}")
+        if self.draining:
+            raise UnavailableError("the server is shutting down; try another one")
+        if not self._thread.is_alive():
+            raise UnavailableError("the engine has not started yet; retry shortly")
+
+    def _post(self, job: Callable[[], None]) -> None:
+        self._inbox.append(job)
+        self._wake.set()
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                self._take_in()
+                worked = self.core.step()
+                self._stats = self.core.stats()
+                if not worked and not self._inbox:
+                    self._wake.wait()
+        except BaseException as error:
+            _LOG.exception("the engine has failed")
+            self.failure = error
+        finally:
+            reason = self.failure or UnavailableError("the server has shut down")
+            self._take_in()
+            self.core.abort_all(UnavailableError(f"the request was cut off: {reason}"))
+            self._take_in()
+
+    def _take_in(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()

@@ -1,0 +1,50 @@
+"""Learning after the answer: the chunks of a finished request, to be learned in idle time.
+
+The trunk is not run again: its hidden states are valid for every version of the fast weights, so
+the successor reads the adaptive blocks only, chunk by chunk, and learns as an inline request would.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ponderttt.adaptation.chunking import chunk_spans
+from ponderttt.engine.outputs import Event
+from ponderttt.engine.sequence import Group, Sequence, Span
+
+
+def background_group(done: Group) -> Group | None:
+    """The request's successor in the background; None where there is nothing left to learn."""
+    ttt = done.ttt
+    if ttt.when != "background" or done.session is None or done.is_adapt:
+        return None
+    answered = done.sequences[0]
+    spans: list[Span] = []
+    if ttt.learns_prompt:
+        prompt = chunk_spans(0, answered.prompt_len, ttt.chunk_size)
+        spans += [Span(*span, "prompt") for span in prompt]
+    if ttt.learns_generated:
+        generated = chunk_spans(answered.prompt_len, answered.computed, ttt.chunk_size)
+        spans += [Span(*span, "generated") for span in generated]
+    if not spans or answered.boundary is None:
+        return None
+    end = spans[-1].end
+    successor = Group(done.request, done.session, done.named, ttt, _nobody_listens, background=True)
+    successor.sequences.append(
+        Sequence(
+            successor,
+            0,
+            answered.tokens[:end],
+            end,
+            answered.cache,
+            spans=deque(spans),
+            boundary=answered.boundary,
+            final=answered.final,
+            replays=True,
+        )
+    )
+    return successor
+
+
+def _nobody_listens(event: Event) -> None:
+    """The answer has been given."""

@@ -1,0 +1,105 @@
+"""Settings of the engine, fixed when it is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ponderttt.adaptation.actions import Action, CostModelName
+from ponderttt.adaptation.params import (
+    MAX_CHUNK,
+    MIN_CHUNK,
+    AdaptOn,
+    GateName,
+    TTTParams,
+    When,
+)
+from ponderttt.adaptation.rules import UpdateRule
+from ponderttt.errors import InvalidRequestError
+from ponderttt.fast_weights.layout import LoRAConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TTTDefaults:
+    """Test-time training where neither the request nor its session says otherwise.
+
+    Args:
+        gate: None: `policy` where one is loaded for the model, else `threshold`.
+        action: of gate `fixed`.
+        budget: highest mean cost per chunk, × forward; gate `fixed` ignores it (the caller's own
+            budget still holds).
+        cost_model, chunk_size, adapt_on, when: as in `TTTParams`.
+    """
+
+    gate: GateName | None = None
+    action: Action = Action.UPDATE_1
+    budget: float = 2.0
+    cost_model: CostModelName = "nominal"
+    chunk_size: int = 256
+    adapt_on: AdaptOn = "prompt"
+    when: When = "inline"
+
+    def __post_init__(self) -> None:
+        # The same limits as a request's; only sessions may learn in the background.
+        TTTParams(
+            session="any",
+            gate=self.gate,
+            budget=self.budget,
+            cost_model=self.cost_model,
+            chunk_size=self.chunk_size,
+            adapt_on=self.adapt_on,
+            when=self.when,
+        )
+        TTTParams(action=self.action)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits and defaults of one engine.
+
+    Args:
+        max_model_len: tokens of prompt and completion together; None: the model's own limit, at
+            most 8192.
+        max_num_seqs: sequences that run at once.
+        max_waiting: requests that may wait; more are refused.
+        max_kv_tokens: positions that all running sequences may reserve together.
+        max_batch_tokens: rows of one prefill or write phase when nothing decodes.
+        busy_batch_tokens: the same while other sequences decode; bounds the gap in their tokens.
+        decode_share: share of the time that decoding gets while prefills or writes wait, too.
+        adapter_slots: fast weights that the bank holds at once; sessions beyond them wait in RAM.
+        max_sessions: sessions in memory.
+        lora: shape of the fast weights.
+        rule: what a gradient step is; None: the model's calibrated rule.
+        ttt: defaults.
+        measure_costs: time the actions at start-up (or read the cached figures); without it the
+            measured costs are estimated from the share of compute above the boundary.
+    """
+
+    max_model_len: int | None = None
+    max_num_seqs: int = 16
+    max_waiting: int = 256
+    max_kv_tokens: int = 65536
+    max_batch_tokens: int = 2048
+    busy_batch_tokens: int = 256
+    decode_share: float = 0.5
+    adapter_slots: int = 32
+    max_sessions: int = 256
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    rule: UpdateRule | None = None
+    ttt: TTTDefaults = field(default_factory=TTTDefaults)
+    measure_costs: bool = True
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_num_seqs", "max_waiting", "max_kv_tokens", "max_batch_tokens",
+            "busy_batch_tokens", "adapter_slots", "max_sessions",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise InvalidRequestError(name, f"{getattr(self, name)} is below 1")
+        if self.max_model_len is not None and self.max_model_len < MIN_CHUNK:
+            raise InvalidRequestError("max_model_len", f"{self.max_model_len} is below {MIN_CHUNK}")
+        if not 0.0 < self.decode_share < 1.0:
+            raise InvalidRequestError("decode_share", f"{self.decode_share} lies outside (0, 1)")
+        if self.max_batch_tokens < self.busy_batch_tokens:
+            raise InvalidRequestError("busy_batch_tokens", "exceeds max_batch_tokens")
+        if self.ttt.chunk_size > MAX_CHUNK:
+            raise InvalidRequestError("chunk_size", f"exceeds {MAX_CHUNK}")

@@ -1,0 +1,359 @@
+"""The engine: admits requests, runs phase after phase, tells callers what happened.
+
+Everything here but `prepare` runs in one thread. `Engine` and `AsyncEngine` are the fronts.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from ponderttt.adaptation.actions import NOMINAL, CostModel
+from ponderttt.adaptation.params import GateName
+from ponderttt.adaptation.policy import PolicyGate, load_policy
+from ponderttt.adaptation.rules import UpdateRule, rule_for
+from ponderttt.adaptation.update import Writer
+from ponderttt.config import cache_dir
+from ponderttt.engine.admission import Admission
+from ponderttt.engine.background import background_group
+from ponderttt.engine.config import EngineConfig
+from ponderttt.engine.costs import cached_costs, estimate_costs, measure_costs
+from ponderttt.engine.emitter import Emitter
+from ponderttt.engine.learner import Learner
+from ponderttt.engine.observer import EngineObserver, NullObserver, StepRecord
+from ponderttt.engine.outputs import DoneEvent, ErrorEvent, Event
+from ponderttt.engine.phases import Phases, groups_at_fault, groups_of
+from ponderttt.engine.reader import Reader
+from ponderttt.engine.report import ttt_report
+from ponderttt.engine.request import GenerateRequest, Request
+from ponderttt.engine.scheduler import Scheduler
+from ponderttt.engine.sequence import Group, Status
+from ponderttt.errors import NotFoundError
+from ponderttt.fast_weights.bank import AdapterBank
+from ponderttt.fast_weights.layout import AdapterLayout
+from ponderttt.fast_weights.peft_format import export_adapter
+from ponderttt.models import store
+from ponderttt.models.checkpoint import load_decoder, torch_device, torch_dtype
+from ponderttt.models.decoder import Decoder
+from ponderttt.models.tokenizer import Tokenizer
+from ponderttt.sessions.manager import SessionManager
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counts at one moment; `kv_*` in positions."""
+
+    running: int = 0
+    waiting: int = 0
+    background: int = 0
+    kv_tokens: int = 0
+    kv_capacity: int = 0
+    bank_occupied: int = 0
+    bank_capacity: int = 0
+    sessions: int = 0
+    evictions: int = 0
+
+
+class EngineCore:
+    """One model, its bank of fast weights, and the requests that run on them.
+
+    Args:
+        model, tokenizer: what is served.
+        model_name: as clients call it.
+        config: limits and defaults.
+        rule: what a gradient step is.
+        policy: the trained gate, if there is one.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        tokenizer: Tokenizer,
+        model_name: str,
+        config: EngineConfig,
+        rule: UpdateRule,
+        policy: PolicyGate | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.model_name = model_name
+        self.config = config
+        self.policy = policy
+        limit = config.max_model_len or min(model.config.max_positions, 8192)
+        self.max_model_len = min(limit, model.config.max_positions, config.max_kv_tokens)
+        layout = AdapterLayout(model, config.lora)
+        self.bank = AdapterBank(layout, config.adapter_slots, model.device, model.dtype)
+        self.sessions = SessionManager(self.bank, config.max_sessions)
+        self.default_gate: GateName = config.ttt.gate or ("policy" if policy else "threshold")
+        self.costs: dict[str, CostModel] = {
+            "nominal": NOMINAL,
+            "measured": estimate_costs(model, self.bank),
+        }
+        self.writer = Writer(model, self.bank, rule)
+        self._reader = Reader(model, self.bank)
+        self._observer: EngineObserver = NullObserver()
+        self._learner = Learner(
+            model, self.bank, self.writer, tokenizer, self.costs, policy, self._observer
+        )
+        self._emitter = Emitter(tokenizer.eos_token_ids, self._observer)
+        self._scheduler = Scheduler(config)
+        self._admission = Admission(
+            model, tokenizer, self.sessions, self._reader, config,
+            self.max_model_len, self.default_gate, policy is not None,
+        )  # fmt: skip
+        self._phases = Phases(
+            model, self._reader, self._learner, self._emitter, self._admission.fork_sequence
+        )
+        self._running: list[Group] = []
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        *,
+        config: EngineConfig | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        policy: Path | None = None,
+        observer: EngineObserver | None = None,
+        progress: bool = False,
+    ) -> EngineCore:
+        """Fetch (if need be) and load a model, its policy and its update rule.
+
+        Args:
+            model: embedded name, hub name or directory.
+            config: None: the defaults.
+            device, dtype: torch's names.
+            policy: a policy directory; None: the one shipped for the model, if there is one.
+            observer: hears of everything.
+            progress: show a bar where something is downloaded.
+        Raises:
+            ModelError: the model cannot be had, or not on this device.
+            PolicyFormatError: the policy is damaged or for something else.
+        """
+        config = config or EngineConfig()
+        path = store.resolve(model, progress=progress)
+        name = path.name if Path(model).exists() else model
+        decoder = load_decoder(path, torch_device(device), torch_dtype(dtype))
+        shipped = files("ponderttt") / "policies" / name
+        if policy is None and shipped.is_dir():
+            policy = Path(str(shipped))
+        core = cls(
+            decoder,
+            Tokenizer.from_dir(path),
+            name,
+            config,
+            config.rule or rule_for(name),
+            load_policy(policy, name) if policy is not None else None,
+        )
+        if config.measure_costs:
+            core.measure_costs(config.ttt.chunk_size)
+        if observer is not None:
+            core.observer = observer
+        return core
+
+    def measure_costs(self, chunk_size: int) -> CostModel:
+        """Time the actions on this machine, or recall earlier figures, and use them from now on."""
+        lora = self.config.lora
+        key: dict[str, object] = {
+            "model": self.model_name,
+            "shape": [self.model.config.num_layers, self.model.config.hidden_size],
+            "device": str(self.model.device),
+            "dtype": str(self.model.dtype),
+            "chunk_size": chunk_size,
+            "lora": [lora.rank, self.bank.layout.first_layer, self.bank.layout.size],
+        }
+        size = min(chunk_size, self.max_model_len)
+        self.costs["measured"] = cached_costs(
+            cache_dir() / "costs",
+            key,
+            lambda: measure_costs(self.model, self.bank, self.writer, size),
+        )
+        return self.costs["measured"]
+
+    @property
+    def observer(self) -> EngineObserver:
+        """Who hears of steps, chunks and requests."""
+        return self._observer
+
+    @observer.setter
+    def observer(self, observer: EngineObserver) -> None:
+        self._observer = self._learner.observer = self._emitter.observer = observer
+
+    # --- requests ------------------------------------------------------------------------
+
+    def prepare(self, request: Request, sink: Callable[[Event], None]) -> Group:
+        """Check a request; from any thread. See `Admission.prepare` for the errors."""
+        return self._admission.prepare(request, sink)
+
+    def enqueue(self, group: Group) -> None:
+        """Let a prepared request wait its turn; OverloadedError where the queue is full."""
+        self._admission.enqueue(group)
+
+    def abort(self, request_id: str) -> None:
+        """Forget a request; an update of it that is not committed is dropped."""
+        for group in list(self._admission.waiting):
+            if group.id == request_id:
+                self._admission.waiting.remove(group)
+                self._note_end(group, "abort")
+        for group in list(self._running):
+            if group.id == request_id and not group.background:
+                self._retire(group, "abort")
+
+    def abort_all(self, error: Exception) -> None:
+        """End every request with an error."""
+        while self._admission.waiting:
+            group = self._admission.waiting.popleft()
+            group.sink(ErrorEvent(error))
+            self._note_end(group, "error")
+        for group in list(self._running):
+            self._fail(group, error)
+
+    def delete_session(self, name: str) -> None:
+        """Forget a session, and what it was still to learn in the background.
+
+        Raises:
+            NotFoundError: unknown.
+            ConflictError: a request is using it.
+        """
+        session = self.sessions.get(name)
+        for group in list(self._running):
+            if group.background and group.session is session:
+                self._retire(group, "abort")
+        self.sessions.delete(name)
+
+    def export_adapter(self, name: str, directory: Path) -> None:
+        """Write a session's fast weights as a PEFT adapter directory."""
+        state = self.sessions.state(self.sessions.get(name))
+        export_adapter(self.bank.layout, state.weights, directory, self.model_name)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do something."""
+        return bool(self._running or self._admission.waiting)
+
+    @property
+    def has_requests(self) -> bool:
+        """Whether anybody waits for an answer (background learning not counted)."""
+        return bool(self._admission.waiting) or any(not g.background for g in self._running)
+
+    def stats(self) -> EngineStats:
+        """Counts of this moment."""
+        interactive = [g for g in self._running if not g.background]
+        return EngineStats(
+            running=sum(s.status is not Status.FINISHED for g in interactive for s in g.sequences),
+            waiting=len(self._admission.waiting),
+            background=len(self._running) - len(interactive),
+            kv_tokens=self._admission.kv_reserved,
+            kv_capacity=self.config.max_kv_tokens,
+            bank_occupied=self.bank.occupied,
+            bank_capacity=self.bank.capacity,
+            sessions=len(self.sessions),
+            evictions=self.sessions.evictions,
+        )
+
+    # --- phases --------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Admit what fits and run one phase; False where there was nothing to do."""
+        self._admit()
+        plan = self._scheduler.next(self._running)
+        if plan is None:
+            return False
+        begun = time.perf_counter()
+        try:
+            kind, tags, tokens = self._phases.run(plan)
+        except Exception as error:  # one request's trouble must not end the others
+            _LOG.exception("a phase failed")
+            for group in groups_at_fault(plan, error):
+                self._fail(group, error)
+            return True
+        seconds = time.perf_counter() - begun
+        for group in groups_of(plan):
+            self._advance(group)
+        self._scheduler.account(kind, seconds)
+        self._observer.step(StepRecord(kind, tags, tokens, seconds))
+        return True
+
+    def _admit(self) -> None:
+        while self._admission.waiting:
+            group = self._admission.waiting[0]
+            running = sum(
+                max(len(g.sequences), _asked(g)) for g in self._running if not g.background
+            )
+            try:
+                if self._admission.admit(running) is None:
+                    return
+            except NotFoundError as error:
+                group.sink(ErrorEvent(error))
+                self._note_end(group, "error")
+                continue
+            self._running.append(group)
+
+    # --- ends ----------------------------------------------------------------------------
+
+    def _advance(self, group: Group) -> None:
+        """Take the request on to its next window, or to its end, if it is there."""
+        if group not in self._running or group.write is not None:
+            return
+        if group.is_adapt or group.background:
+            sequence = group.sequences[0]
+            if sequence.computed < sequence.prompt_len or sequence.spans:
+                return
+            if group.windows:
+                self._admission.next_window(group)
+                return
+        elif not all(s.status is Status.FINISHED for s in group.sequences):
+            return
+        self._complete(group)
+
+    def _complete(self, group: Group) -> None:
+        if group.background:
+            self._retire(group, None)
+            return
+        successor = self._background(group)
+        pending = len(successor.sequences[0].spans) if successor is not None else 0
+        report = ttt_report(group, pending)
+        group.sink(DoneEvent(group.prompt_tokens, group.generated_tokens, report))
+        reason = group.sequences[0].finish_reason
+        self._retire(group, "adapted" if reason is None else reason)
+        if successor is not None:
+            self._running.append(successor)
+
+    def _background(self, group: Group) -> Group | None:
+        waiting = sum(g.background for g in self._running)
+        if waiting >= self.config.max_num_seqs:
+            _LOG.warning("%d answers are still to be learned; not adding another", waiting)
+            return None
+        successor = background_group(group)
+        if successor is not None and successor.session is not None:
+            self.sessions.acquire(successor.session)
+        return successor
+
+    def _retire(self, group: Group, outcome: str | None) -> None:
+        self._running.remove(group)
+        generated = group.generated_tokens
+        self._admission.release(group)
+        if outcome is not None:
+            self._note_end(group, outcome, generated)
+
+    def _fail(self, group: Group, error: Exception) -> None:
+        if group not in self._running:
+            return
+        group.sink(ErrorEvent(error))
+        self._retire(group, "error")
+
+    def _note_end(self, group: Group, outcome: str, generated: int = 0) -> None:
+        seconds = time.monotonic() - group.request.arrival
+        self._observer.finished(outcome, group.prompt_tokens, generated, seconds)
+
+
+def _asked(group: Group) -> int:
+    request = group.request
+    return request.sampling.n if isinstance(request, GenerateRequest) else 1

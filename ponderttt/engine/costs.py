@@ -1,0 +1,132 @@
+"""What the actions really cost here: measured once per model, device and chunk size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ponderttt.adaptation.actions import Action, CostModel
+from ponderttt.adaptation.observe import ChunkRead, score
+from ponderttt.adaptation.update import Write, Writer
+from ponderttt.fast_weights.bank import AdapterBank, StepTag
+from ponderttt.models.decoder import Decoder
+
+_LOG = logging.getLogger(__name__)
+_REPEATS = 2
+
+
+def estimate_costs(model: Decoder, bank: AdapterBank) -> CostModel:
+    """Costs from the share of compute above the boundary: 1 + 2kα, and α to judge the result."""
+    c = model.config
+    block = sum(p.in_features * p.out_features for p in model.module_parts(0))
+    head = c.hidden_size * c.vocab_size
+    above = block * (bank.layout.last_layer - bank.layout.first_layer) + head
+    share = above / (block * c.num_layers + head)
+    costs = {a: 1.0 + (2 * a.steps + 1) * share if a.steps else 1.0 for a in Action}
+    return CostModel("measured", costs)
+
+
+def measure_costs(model: Decoder, bank: AdapterBank, writer: Writer, chunk_size: int) -> CostModel:
+    """Time one chunk's read, and updates of one and two steps on it; UPDATE_4 is extrapolated.
+
+    Takes about ten chunk forwards.
+    """
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(model.config.vocab_size, (chunk_size,), generator=generator)
+    ids = ids.to(model.device)
+    cache = model.new_cache(chunk_size)
+    shape = (chunk_size, model.config.hidden_size)
+    boundary = torch.empty(shape, device=model.device, dtype=model.dtype)
+    final = torch.empty_like(boundary)
+
+    @torch.inference_mode()
+    def read() -> None:
+        batch = model.batch([(cache, 0, chunk_size)])
+        x = model.run(model.embed(ids, batch), 0, bank.layout.first_layer, batch)
+        boundary.copy_(x)
+        x = model.run(x, bank.layout.first_layer, model.config.num_layers, batch)
+        final.copy_(model.normed(x))
+        score(model, ChunkRead(ids, 0, chunk_size, boundary, final, cache))
+
+    def update(action: Action) -> None:
+        write = Write(
+            tag=StepTag(0, None, 0, "WRITE"),
+            action=action,
+            cache=cache,
+            start=0,
+            boundary=boundary[:-1],
+            targets=ids[1:],
+            staged=bank.fresh_state(),
+        )
+        while not write.finished:
+            writer.step([write])
+
+    skip = _seconds(read, model.device)
+    one = _seconds(lambda: update(Action.UPDATE_1), model.device) / skip
+    two = _seconds(lambda: update(Action.UPDATE_2), model.device) / skip
+    four = two + 2 * max(two - one, 0.0)
+    costs = {
+        Action.SKIP: 1.0,
+        Action.UPDATE_1: 1.0 + one,
+        Action.UPDATE_2: 1.0 + two,
+        Action.UPDATE_4: 1.0 + four,
+    }
+    return CostModel("measured", costs, chunk_seconds=skip)
+
+
+def _seconds(run: Callable[[], None], device: torch.device) -> float:
+    """Median seconds of a call, after one to warm up."""
+    times = []
+    for _ in range(_REPEATS + 1):
+        begun = time.perf_counter()
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times[1:])
+
+
+def cached_costs(
+    directory: Path, key: dict[str, object], measure: Callable[[], CostModel]
+) -> CostModel:
+    """Measured costs from an earlier start on the same machine, else measured and kept.
+
+    Args:
+        directory: of the cache.
+        key: everything that the figures depend on besides the machine and the versions.
+        measure: called where nothing is kept.
+    """
+    key = {
+        **key,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "machine": platform.processor() or platform.machine(),
+    }
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    path = directory / f"{digest}.json"
+    try:
+        kept = json.loads(path.read_text())
+        costs = {Action[name]: float(cost) for name, cost in kept["costs"].items()}
+        return CostModel("measured", costs, float(kept["chunk_seconds"]))
+    except (OSError, ValueError, KeyError):
+        _LOG.info("timing the actions on this machine")
+    model = measure()
+    kept = {
+        "key": key,
+        "costs": {action.name: cost for action, cost in model.costs.items()},
+        "chunk_seconds": model.chunk_seconds,
+    }
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(kept, indent=2))
+    except OSError as error:
+        _LOG.warning("the measured costs cannot be kept in %s: %s", path, error)
+    return model

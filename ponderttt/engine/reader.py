@@ -1,0 +1,96 @@
+"""Reads: prefill and decode, without autograd, for sequences of different owners at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import torch
+from torch import Tensor
+
+from ponderttt.engine.sequence import Sequence
+from ponderttt.fast_weights.bank import BASE_SLOT, AdapterBank, StepTag
+from ponderttt.models.decoder import Decoder
+
+
+class Reader:
+    """Runs the model over pieces of sequences and keeps what chunks will need.
+
+    Args:
+        model: frozen.
+        bank: the fast weights; every sequence reads its session's slot.
+    """
+
+    def __init__(self, model: Decoder, bank: AdapterBank) -> None:
+        self._model = model
+        self._bank = bank
+        self._first_adaptive = bank.layout.first_layer
+
+    def new_buffers(self, capacity: int) -> tuple[Tensor, Tensor]:
+        """Boundary and final buffers of one sequence, each [capacity, hidden]."""
+        model = self._model
+        shape = (capacity, model.config.hidden_size)
+        with torch.inference_mode(False):
+            return (
+                torch.empty(shape, device=model.device, dtype=model.dtype),
+                torch.empty(shape, device=model.device, dtype=model.dtype),
+            )
+
+    def tags(self, sequences: Seq[Sequence]) -> tuple[StepTag, ...]:
+        """Owner and version that each sequence reads in a step that starts now."""
+        return tuple(
+            StepTag(BASE_SLOT, None, 0)
+            if s.group.session is None
+            else self._bank.tag(s.group.session.slot, s.group.session.owner)
+            for s in sequences
+        )
+
+    @torch.inference_mode()
+    def read(self, pieces: Seq[tuple[Sequence, int]], tags: Seq[StepTag]) -> tuple[Tensor, ...]:
+        """Advance each sequence by its number of tokens, all in one flat batch.
+
+        Args:
+            pieces: sequences and counts; either all of them replay their trunk, or none does.
+            tags: whose weights each may see.
+        Returns:
+            Hidden states after the final norm, [count, hidden] per piece.
+        """
+        model = self._model
+        lengths = [count for _, count in pieces]
+        batch = model.batch([(s.cache, s.computed, count) for s, count in pieces])
+        if pieces[0][0].replays:
+            rows = [_rows(s.boundary, s.computed, count) for s, count in pieces]
+            x = torch.cat(rows)
+        else:
+            x = model.embed(self._token_ids(pieces), batch)
+            x = model.run(x, 0, self._first_adaptive, batch)
+            self._keep_boundary(pieces, x, lengths)
+        adapter = self._bank.read(tags, lengths)
+        x = model.run(x, self._first_adaptive, model.config.num_layers, batch, adapter)
+        normed = model.normed(x).split(lengths)
+        for (sequence, count), final in zip(pieces, normed, strict=True):
+            if sequence.final is not None:
+                _rows(sequence.final, sequence.computed, count).copy_(final)
+            sequence.computed += count
+            sequence.cache.length = sequence.computed
+        return normed
+
+    def _token_ids(self, pieces: Seq[tuple[Sequence, int]]) -> Tensor:
+        flat = [
+            token
+            for sequence, count in pieces
+            for token in sequence.tokens[sequence.computed : sequence.computed + count]
+        ]
+        return torch.tensor(flat, device=self._model.device)
+
+    def _keep_boundary(
+        self, pieces: Seq[tuple[Sequence, int]], x: Tensor, lengths: list[int]
+    ) -> None:
+        for (sequence, count), rows in zip(pieces, x.split(lengths), strict=True):
+            if sequence.boundary is not None:
+                _rows(sequence.boundary, sequence.computed, count).copy_(rows)
+
+
+def _rows(buffer: Tensor | None, start: int, count: int) -> Tensor:
+    if buffer is None:
+        raise RuntimeError("a sequence that replays has no boundary activations")
+    return buffer[start : start + count]

@@ -1,0 +1,124 @@
+"""Which phase runs next: bookkeeping only, no tensors.
+
+Every phase is bounded. While sequences decode, a prefill or write phase is small, and after each
+the decoders get their share of the time before the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ponderttt.engine.config import EngineConfig
+from ponderttt.engine.observer import PhaseKind
+from ponderttt.engine.sequence import Group, PendingWrite, Sequence, Status
+
+# Prefills may pass over waiting writes this often, to fill the batch of the next write.
+_PATIENCE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillPlan:
+    """Read these many further tokens of each sequence; all of them replay, or none does."""
+
+    pieces: tuple[tuple[Sequence, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePlan:
+    """One token for each sequence."""
+
+    sequences: tuple[Sequence, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WritePlan:
+    """One gradient step of each group's write."""
+
+    groups: tuple[Group, ...]
+
+
+Plan = PrefillPlan | DecodePlan | WritePlan
+
+
+class Scheduler:
+    """Decides on the next phase from the groups that are running.
+
+    Args:
+        config: limits and shares.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._owed_to_decode = 0.0
+        self._writes_passed_over = 0
+
+    def next(self, groups: Iterable[Group]) -> Plan | None:
+        """The next phase, or None where there is nothing to do.
+
+        Background learning runs only when no interactive request has anything to do.
+        """
+        groups = list(groups)
+        # A background write that has begun holds its session; let it finish first.
+        plan = self._plan([g for g in groups if not g.background or _has_begun(g.write)])
+        return plan or self._plan([g for g in groups if g.background])
+
+    def account(self, kind: PhaseKind, seconds: float) -> None:
+        """Note how long a phase took, so that the shares come out right."""
+        share = self._config.decode_share
+        if kind == "decode":
+            self._owed_to_decode = max(self._owed_to_decode - seconds, 0.0)
+        else:
+            self._owed_to_decode = seconds * share / (1.0 - share)
+
+    def _plan(self, groups: list[Group]) -> Plan | None:
+        free = [s for g in groups if g.write is None for s in g.sequences]
+        decoding = tuple(s for s in free if s.status is Status.DECODE)
+        prefilling = [s for s in free if s.status is Status.PREFILL]
+        writing = _writable(groups)
+        if decoding and (self._owed_to_decode > 0.0 or not (prefilling or writing)):
+            return DecodePlan(decoding)
+        room = self._config.busy_batch_tokens if decoding else self._config.max_batch_tokens
+        if writing and (not prefilling or self._writes_passed_over >= _PATIENCE):
+            self._writes_passed_over = 0
+            return _fill_writes(writing, room)
+        if prefilling:
+            self._writes_passed_over += bool(writing)
+            return _fill_prefill(prefilling, room)
+        return None
+
+
+def _writable(groups: list[Group]) -> list[Group]:
+    """Groups whose write may step now: one a session, a write that has begun before others."""
+    chosen: dict[str, Group] = {}
+    for group in sorted(groups, key=lambda g: not _has_begun(g.write)):
+        if group.write is not None and group.session is not None:
+            chosen.setdefault(group.session.owner, group)
+    return list(chosen.values())
+
+
+def _has_begun(pending: PendingWrite | None) -> bool:
+    return pending is not None and pending.write is not None
+
+
+def _fill_writes(groups: list[Group], room: int) -> WritePlan:
+    chosen: list[Group] = []
+    for group in groups:
+        rows = group.write.rows if group.write is not None else 0
+        if chosen and rows > room:
+            break
+        chosen.append(group)
+        room -= rows
+    return WritePlan(tuple(chosen))
+
+
+def _fill_prefill(sequences: list[Sequence], room: int) -> PrefillPlan:
+    replays = sequences[0].replays
+    pieces = []
+    for sequence in sequences:
+        if sequence.replays is not replays or room <= 0:
+            continue
+        count = min(sequence.prefill_end - sequence.computed, room)
+        pieces.append((sequence, count))
+        room -= count
+    return PrefillPlan(tuple(pieces))

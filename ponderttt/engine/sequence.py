@@ -1,0 +1,166 @@
+"""One request and its sequences: tokens, progress, buffers. Print one and see where it stands."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from torch import Tensor
+
+from ponderttt.adaptation.actions import Action
+from ponderttt.adaptation.update import Write
+from ponderttt.engine.detokenizer import IncrementalDetokenizer
+from ponderttt.engine.outputs import ChunkReport, Event, FinishReason, Phase, Reason
+from ponderttt.engine.request import AdaptRequest, Request
+from ponderttt.engine.resolve import ResolvedTTT
+from ponderttt.engine.sampler import SampledToken
+from ponderttt.engine.sampler_state import SamplerState
+from ponderttt.models.kv_cache import KVCache
+from ponderttt.sessions.session import Session
+
+
+class Status(Enum):
+    """Where a sequence stands."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A chunk to come: its tokens start … end-1 and where they are from."""
+
+    start: int
+    end: int
+    phase: Phase
+
+
+@dataclass(slots=True)
+class Sequence:
+    """Tokens of one request (or document window) and how far they are computed.
+
+    Args:
+        group: the request it belongs to.
+        index: among the request's n sequences.
+        tokens: prompt, then generated.
+        prompt_len: tokens of the prompt.
+        cache: keys and values of the first `computed` tokens.
+        spans: chunks that the gate will be asked about, in order.
+        boundary, final: [capacity, hidden], kept for chunks: hidden states at the trunk's top, and
+            after the final norm.
+        replays: the trunk has been run (`boundary` is full); read the adaptive blocks only.
+        document: index of the document in an adapt request.
+        held: tokens not yet sent, because their text may be part of a stop string.
+    """
+
+    group: Group
+    index: int
+    tokens: list[int]
+    prompt_len: int
+    cache: KVCache
+    spans: deque[Span] = field(default_factory=deque)
+    boundary: Tensor | None = None
+    final: Tensor | None = None
+    replays: bool = False
+    document: int = 0
+    sampler: SamplerState | None = None
+    detokenizer: IncrementalDetokenizer | None = None
+    status: Status = Status.PREFILL
+    computed: int = 0
+    read_seconds: float = 0.0
+    held: list[tuple[int, SampledToken]] = field(default_factory=list)
+    last_token_at: float | None = None
+    finish_reason: FinishReason | None = None
+
+    @property
+    def generated(self) -> int:
+        """Tokens drawn so far."""
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def prefill_end(self) -> int:
+        """How far the next read may go without passing a chunk's end."""
+        return min(self.spans[0].end, self.prompt_len) if self.spans else self.prompt_len
+
+
+@dataclass(slots=True)
+class PendingWrite:
+    """A chunk whose update has been decided; `write` is made when its turn comes."""
+
+    sequence: Sequence
+    span: Span
+    chunk: str
+    action: Action
+    reason: Reason
+    loss_before: float | None
+    seconds: float
+    write: Write | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the replay."""
+        return self.span.end - max(self.span.start, 1)
+
+
+@dataclass(slots=True)
+class Group:
+    """One request while the engine works on it.
+
+    Args:
+        request: as it came.
+        session: whose fast weights it reads; None reads the base model.
+        named: the request names a session or asks for `ttt`, so the answer reports it.
+        ttt: settings in force.
+        sink: takes the events.
+        sequences: running or finished.
+        windows: of an adapt request: (document, token ids) still to be read.
+        write: the update that the request waits for.
+        reserved: positions of KV cache set aside.
+        background: learns in idle time; its answer has been given.
+    """
+
+    request: Request
+    session: Session | None
+    named: bool
+    ttt: ResolvedTTT
+    sink: Callable[[Event], None]
+    sequences: list[Sequence] = field(default_factory=list)
+    windows: deque[tuple[int, tuple[int, ...]]] = field(default_factory=deque)
+    reports: list[ChunkReport] = field(default_factory=list)
+    write: PendingWrite | None = None
+    reserved: int = 0
+    background: bool = False
+    version_before: int = 0
+    digest: str = ""
+    first_token_at: float | None = None
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.request.request_id
+
+    @property
+    def is_adapt(self) -> bool:
+        """Whether it teaches documents rather than continuing a prompt."""
+        return isinstance(self.request, AdaptRequest)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens given by the caller."""
+        if isinstance(self.request, AdaptRequest):
+            return sum(len(document) for document in self.request.documents)
+        return len(self.request.prompt_ids)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens drawn, over all sequences."""
+        return sum(sequence.generated for sequence in self.sequences)
+
+    def chunks_ahead(self, sequence: Sequence) -> int:
+        """Chunks of this request that are certain to follow the one just taken off `spans`."""
+        size = self.ttt.chunk_size
+        certain = sum(span.phase == "prompt" or self.background for span in sequence.spans)
+        return certain + sum(-(-len(tokens) // size) for _, tokens in self.windows)

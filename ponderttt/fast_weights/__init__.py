@@ -1,0 +1,1 @@
+"""Per-session LoRA weights: layout, bank, optimiser, PEFT format."""

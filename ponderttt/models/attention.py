@@ -1,0 +1,132 @@
+"""Attention of a flat batch: rows of several sequences, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ponderttt.models.kv_cache import KVCache
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The rows of one sequence in a flat batch.
+
+    Args:
+        cache: the sequence's keys and values.
+        start: position of the first row in the sequence.
+        length: number of rows T.
+    """
+
+    cache: KVCache
+    start: int
+    length: int
+
+
+class FlatBatch:
+    """Rows of several sequences laid end to end, and how each attends to its own past.
+
+    Every linear layer then sees one matrix of N rows, whatever the sequences' lengths; only
+    attention looks at the segments. With `replay`, new keys and values are used but not stored:
+    the cache before a segment's start is a constant, and gradients flow through the rest.
+
+    Args:
+        segments: in the order of the rows.
+        device: of the batch's tensors.
+        dtype: of the attention masks.
+        replay: see above.
+    """
+
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        replay: bool = False,
+    ) -> None:
+        self.segments = tuple(segments)
+        self.replay = replay
+        self.lengths = [segment.length for segment in segments]
+        self._masks: dict[tuple[int, int | None], Tensor | None] = {}
+        self._device, self._dtype = device, dtype
+        self.positions = torch.cat(
+            [torch.arange(s.start, s.start + s.length, device=device) for s in segments]
+        )
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        """Causal attention of every row over its own sequence.
+
+        Args:
+            layer: index of the block.
+            q: [N, heads, head_dim], rotated.
+            k, v: [N, kv_heads, head_dim], keys rotated.
+            window: positions a row may look back, itself included; None: all.
+        Returns:
+            [N, heads * head_dim].
+        """
+        outputs = []
+        rows = zip(
+            self.segments,
+            q.split(self.lengths),
+            k.split(self.lengths),
+            v.split(self.lengths),
+            strict=True,
+        )
+        for index, (segment, q_rows, k_rows, v_rows) in enumerate(rows):
+            keys, values = self._visible(layer, segment, k_rows, v_rows)
+            outputs.append(_grouped(q_rows, keys, values, self._mask(index, window)))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _visible(self, layer: int, segment: Segment, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.replay:
+            return segment.cache.write(layer, segment.start, k, v)
+        past_keys = segment.cache.keys[layer, :, : segment.start]
+        past_values = segment.cache.values[layer, :, : segment.start]
+        return (
+            torch.cat((past_keys, k.transpose(0, 1)), dim=1),
+            torch.cat((past_values, v.transpose(0, 1)), dim=1),
+        )
+
+    def _mask(self, index: int, window: int | None) -> Tensor | None:
+        """[T, S] float mask, made once per step and shared by the blocks; None: all visible."""
+        key = (index, window)
+        if key not in self._masks:
+            segment = self.segments[index]
+            total = segment.start + segment.length
+            if segment.length == 1 and (window is None or total <= window):
+                self._masks[key] = None
+            else:
+                visible = causal_visible(segment.start, segment.length, window, self._device)
+                mask = torch.zeros(visible.shape, device=self._device, dtype=self._dtype)
+                self._masks[key] = mask.masked_fill_(~visible, float("-inf"))
+        return self._masks[key]
+
+
+def causal_visible(start: int, length: int, window: int | None, device: torch.device) -> Tensor:
+    """[length, start + length] bool: which positions each of the last `length` rows may see."""
+    rows = torch.arange(start, start + length, device=device)[:, None]
+    columns = torch.arange(start + length, device=device)[None, :]
+    visible = columns <= rows
+    return visible if window is None else visible & (columns > rows - window)
+
+
+def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Grouped-query attention without copying keys: the heads of a group become query rows.
+
+    Shapes: q [T, heads, D]; k, v [kv_heads, S, D]; mask [T, S] or None → [T, heads * D].
+    """
+    length, heads, size = q.shape
+    kv_heads = k.shape[0]
+    group = heads // kv_heads
+    folded = q.view(length, kv_heads, group, size).permute(1, 2, 0, 3)
+    folded = folded.reshape(1, kv_heads, group * length, size)
+    if mask is not None and group > 1:
+        mask = mask.repeat(group, 1)
+    out = F.scaled_dot_product_attention(folded, k[None], v[None], attn_mask=mask)
+    out = out.view(kv_heads, group, length, size).permute(2, 0, 1, 3)
+    return out.reshape(length, heads * size)

@@ -1,0 +1,181 @@
+"""A decoder-only transformer whose blocks can be run in part.
+
+Serving runs all blocks; a write replays only the top ones from the hidden states at the trunk's
+top. So the decoder exposes its stages: `embed`, `run` (any range of blocks), `normed`, `logits`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ponderttt.models.attention import FlatBatch
+from ponderttt.models.config import ModelConfig
+from ponderttt.models.kv_cache import KVCache
+from ponderttt.models.layers import (
+    Adapter,
+    FusedLinear,
+    LayerNorm,
+    Part,
+    RMSNorm,
+    Rotary,
+    rotate,
+)
+
+Norm = RMSNorm | LayerNorm
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The weights of one transformer block; `up` is gate and up in a gated MLP."""
+
+    attention_norm: Norm
+    qkv: FusedLinear
+    output: FusedLinear
+    mlp_norm: Norm
+    up: FusedLinear
+    down: FusedLinear
+
+    def linears(self) -> tuple[FusedLinear, ...]:
+        """All linear layers, in the order in which they run."""
+        return (self.qkv, self.output, self.up, self.down)
+
+
+class Decoder:
+    """A frozen decoder (Llama, Qwen2, Mistral or GPT-2), run stage by stage.
+
+    Shape letters: N rows of a flat batch, V vocabulary.
+
+    Args:
+        config: the shape.
+        embedding: [V, hidden].
+        position_embedding: [positions, hidden] where positions are learned, else None.
+        blocks: one per layer.
+        final_norm: after the last block.
+        head: [hidden, V], the output matrix, transposed.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        embedding: Tensor,
+        position_embedding: Tensor | None,
+        blocks: tuple[Block, ...],
+        final_norm: Norm,
+        head: Tensor,
+    ) -> None:
+        self.config = config
+        self.embedding = embedding
+        self.position_embedding = position_embedding
+        self.blocks = blocks
+        self.final_norm = final_norm
+        self.head = head
+        self.rotary = (
+            Rotary(
+                config.inv_freq, config.rope_scale, config.max_positions, self.device, self.dtype
+            )
+            if config.inv_freq is not None
+            else None
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, activations and keys and values."""
+        return self.embedding.dtype
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty cache for one sequence of at most `capacity` positions."""
+        c = self.config
+        return KVCache(c.num_layers, c.num_kv_heads, c.head_dim, capacity, self.device, self.dtype)
+
+    def batch(self, segments: list[tuple[KVCache, int, int]], *, replay: bool = False) -> FlatBatch:
+        """A flat batch of (cache, first position, rows) on this model's device."""
+        from ponderttt.models.attention import Segment
+
+        return FlatBatch(
+            [Segment(*segment) for segment in segments], self.device, self.dtype, replay=replay
+        )
+
+    def module_parts(self, layer: int) -> tuple[Part, ...]:
+        """Every linear projection of a block, by its name in the checkpoint."""
+        return tuple(part for linear in self.blocks[layer].linears() for part in linear.parts)
+
+    def embed(self, token_ids: Tensor, batch: FlatBatch) -> Tensor:
+        """[N] int64 → [N, hidden]."""
+        x = self.embedding[token_ids]
+        if self.position_embedding is not None:
+            x = x + self.position_embedding[batch.positions]
+        return x
+
+    def run(
+        self, x: Tensor, first: int, last: int, batch: FlatBatch, adapter: Adapter | None = None
+    ) -> Tensor:
+        """Blocks first … last-1 over [N, hidden]; the result has the same shape.
+
+        Keys and values of the rows are stored in the segments' caches unless the batch replays.
+        """
+        rope = self.rotary.at(batch.positions) if self.rotary is not None else None
+        for layer in range(first, last):
+            x = self._block(x, layer, batch, adapter, rope)
+        return x
+
+    def _block(
+        self,
+        x: Tensor,
+        layer: int,
+        batch: FlatBatch,
+        adapter: Adapter | None,
+        rope: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        block, c = self.blocks[layer], self.config
+        q, k, v = self.project_qkv(block.attention_norm(x), layer, adapter, rope)
+        attended = batch.attend(layer, q, k, v, c.sliding_windows[layer])
+        x = x + block.output(attended, layer, adapter)[0]
+        hidden = block.up(block.mlp_norm(x), layer, adapter)
+        return x + block.down(self._activate(hidden), layer, adapter)[0]
+
+    def project_qkv(
+        self,
+        x: Tensor,
+        layer: int,
+        adapter: Adapter | None,
+        rope: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normed [N, hidden] → rotated queries [N, heads, D], keys and values [N, kv_heads, D]."""
+        c = self.config
+        parts = self.blocks[layer].qkv(x, layer, adapter)
+        q, k, v = parts if len(parts) == 3 else parts[0].chunk(3, dim=-1)
+        q = q.unflatten(-1, (c.num_heads, c.head_dim))
+        k = k.unflatten(-1, (c.num_kv_heads, c.head_dim))
+        v = v.unflatten(-1, (c.num_kv_heads, c.head_dim))
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        return q, k, v
+
+    def _activate(self, parts: tuple[Tensor, ...]) -> Tensor:
+        match self.config.activation:
+            case "silu":
+                gate = F.silu(parts[0])
+            case "gelu_tanh":
+                gate = F.gelu(parts[0], approximate="tanh")
+            case "gelu":
+                gate = F.gelu(parts[0])
+            case "relu":
+                gate = F.relu(parts[0])
+        return gate * parts[1] if self.config.gated_mlp else gate
+
+    def normed(self, x: Tensor) -> Tensor:
+        """The final norm over [N, hidden]."""
+        return self.final_norm(x)
+
+    def logits(self, normed: Tensor) -> Tensor:
+        """[N, hidden] after the final norm → [N, V] float32."""
+        return (normed @ self.head).float()

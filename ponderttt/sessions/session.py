@@ -1,0 +1,111 @@
+"""A session: one client's fast weights and what has happened to them."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from ponderttt.adaptation.actions import Action
+from ponderttt.adaptation.gates import ThresholdState
+from ponderttt.adaptation.ledger import Ledger
+from ponderttt.adaptation.observation import History
+from ponderttt.adaptation.params import TTTParams
+from ponderttt.errors import InvalidRequestError
+from ponderttt.fast_weights.bank import BASE_SLOT, AdapterState
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+#: Chunks that a session remembers having learned; the oldest are forgotten first.
+MAX_LEARNED = 65536
+
+_EMA = 0.9
+
+
+def check_session_id(param: str, name: str) -> None:
+    """Raise InvalidRequestError unless `name` is 1–128 of letters, digits, `.`, `_`, `-`."""
+    if not _NAME.fullmatch(name):
+        raise InvalidRequestError(
+            param,
+            f"{name[:140]!r} is not a session id; use 1 to 128 letters, digits, '.', '_' or '-', "
+            "beginning with a letter or digit",
+        )
+
+
+@dataclass(slots=True)
+class Session:
+    """One owner of fast weights. Records state; never calls the engine.
+
+    Args:
+        owner: unique name in the bank; for a client's session its id, for weights that live for
+            one request `request:<id>`.
+        defaults: what the session's requests ask of test-time training when they don't say.
+        ephemeral: lives for one request only.
+        state: the fast weights while they are not in the bank.
+        slot: of the bank while they are.
+        pins: requests that are using the slot now.
+        version: of the fast weights; counts commits.
+    """
+
+    owner: str
+    defaults: TTTParams
+    ephemeral: bool
+    state: AdapterState | None
+    slot: int = BASE_SLOT
+    pins: int = 0
+    version: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
+    threshold: ThresholdState = field(default_factory=ThresholdState)
+    learned: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    loss_ema: float = 0.0
+    cost_ema: float = 1.0
+    chunks: int = 0
+    learned_tokens: int = 0
+    rollbacks: int = 0
+    created: float = field(default_factory=time.time)
+    last_used: float = field(default_factory=time.time)
+
+    @property
+    def id(self) -> str | None:
+        """The client's name for it; None where it lives for one request."""
+        return None if self.ephemeral else self.owner
+
+    def has_learned(self, chunk: str) -> bool:
+        """Whether the chunk with this hash was learned before."""
+        return chunk in self.learned
+
+    def remember(self, chunk: str, tokens: int) -> None:
+        """Enter a learned chunk."""
+        self.learned[chunk] = None
+        self.learned_tokens += tokens
+        if len(self.learned) > MAX_LEARNED:
+            self.learned.popitem(last=False)
+
+    def history(self, budget: float | None, credit: float) -> History:
+        """What the features may know of the past."""
+        return History(
+            loss_ema=self.loss_ema,
+            cost_ema=self.cost_ema,
+            budget=12.0 if budget is None else budget,
+            credit=credit,
+            chunks=self.chunks,
+        )
+
+    def record(self, loss: float | None, nominal_cost: float) -> None:
+        """Enter one chunk that was dealt with into the moving averages."""
+        if loss is not None:
+            # 0 until a chunk had a loss; a text of one token has none.
+            self.loss_ema = _ema(self.loss_ema, loss) if self.loss_ema else loss
+        self.cost_ema = _ema(self.cost_ema, nominal_cost)
+        self.chunks += 1
+
+    @property
+    def updates(self) -> int:
+        """Chunks on which at least one step was taken and kept."""
+        by_action = self.ledger.chunks_by_action
+        return sum(n for name, n in by_action.items() if name != Action.SKIP.name)
+
+
+def _ema(old: float, new: float) -> float:
+    return _EMA * old + (1 - _EMA) * new

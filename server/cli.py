@@ -1,0 +1,125 @@
+"""`ponderttt serve`. Its options are the fields of `Settings`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic.fields import FieldInfo
+
+from server.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings, load_settings
+
+if TYPE_CHECKING:
+    from ponderttt.engine.core import EngineCore
+
+
+def _options_from_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes keyword arguments one option per setting."""
+    parameters = [
+        inspect.Parameter(
+            "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+        ),
+        inspect.Parameter(
+            "config",
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                Path | None,
+                typer.Option(
+                    "--config",
+                    help="TOML file with any of these settings.",
+                    envvar=CONFIG_VARIABLE,
+                    rich_help_panel="Server",
+                ),
+            ],
+        ),
+        *(_parameter(name, field) for name, field in Settings.model_fields.items()),
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters}
+    return command
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    flag = f"--{name.replace('_', '-')}"
+    extra = field.json_schema_extra
+    option = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if field.annotation is bool else flag,
+        help=field.description,
+        envvar=f"{ENV_PREFIX}{name.upper()}",
+        show_default=field.default is not None,
+        rich_help_panel=str(extra["panel"]) if isinstance(extra, dict) else None,
+    )
+    annotation: Any = Annotated[field.annotation | None, option]  # type: ignore[operator]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=annotation
+    )
+
+
+@_options_from_settings
+def serve(context: typer.Context, **options: Any) -> None:
+    """Serve a model that learns while it serves, with OpenAI's API."""
+    config = options.pop("config")
+    # A default must not win over the TOML file.
+    given = {name: value for name, value in options.items() if _is_given(context, name)}
+    _serve(load_settings(given, config))
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name in ("COMMANDLINE", "ENVIRONMENT")
+
+
+def _serve(settings: Settings) -> None:
+    import torch
+    import uvicorn
+
+    from ponderttt.engine.async_engine import AsyncEngine
+    from ponderttt.engine.core import EngineCore
+    from server.app import create_app
+    from server.engine_config import engine_config
+    from server.runner import DrainingServer, base_url, bind
+
+    # Before the model is loaded, which may take minutes.
+    sock = bind(settings.host, settings.port)
+    with sock:
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        core = EngineCore.from_pretrained(
+            settings.model,
+            config=engine_config(settings),
+            device=settings.device,
+            dtype=settings.dtype,
+            policy=settings.policy,
+            progress=True,
+        )
+        engine = AsyncEngine(core)
+        config = uvicorn.Config(
+            create_app(engine, settings),
+            log_level=settings.log_level,
+            lifespan="on",
+            ws="none",
+            timeout_graceful_shutdown=5,
+        )
+        url = base_url(sock)
+        server = DrainingServer(
+            config, engine, settings.drain_seconds, lambda: typer.echo(_banner(url, core))
+        )
+        server.run([sock])
+
+
+def _banner(url: str, core: EngineCore) -> str:
+    ttt = core.config.ttt
+    return f"""\
+PonderTTT serves {core.model_name} at {url}
+  gate {core.default_gate} · budget {ttt.budget:g} × forward ({ttt.cost_model}) · \
+chunks of {ttt.chunk_size} tokens · context {core.max_model_len}
+  documentation {url}/docs · metrics {url}/metrics
+
+Try it:
+  curl {url}/v1/completions -H 'Content-Type: application/json' \\
+    -d '{{"prompt": "def fibonacci(n):", "max_tokens": 48, "temperature": 0}}'
+"""

@@ -1,0 +1,54 @@
+"""What every route works with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from ponderttt.engine import request as engine_request
+from ponderttt.engine.async_engine import AsyncEngine
+from ponderttt.errors import NotFoundError
+from server.events import Events, submit
+from server.metrics import Metrics
+from server.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One server's parts.
+
+    Args:
+        engine: runs the requests.
+        settings: fixed at start-up.
+        metrics: counts.
+        started: Unix time.
+    """
+
+    engine: AsyncEngine
+    settings: Settings
+    metrics: Metrics
+    started: int = field(default_factory=lambda: int(time.time()))
+
+    def check_model(self, name: str | None) -> None:
+        """Raise NotFoundError unless `name` is the served model (or left out)."""
+        served = self.engine.core.model_name
+        if name not in (None, served):
+            raise NotFoundError(
+                "model", f"model {name!r} does not exist here; this server serves {served!r}"
+            )
+
+    async def submit(self, requests: Sequence[engine_request.Request]) -> Events:
+        """Queue requests that belong together; PonderError where one of them is wrong."""
+        return await submit(self.engine, requests, self.metrics.rejected)
+
+
+def _context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+ContextDep = Annotated[Context, Depends(_context)]

@@ -1,0 +1,65 @@
+"""`POST /v1/completions`."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+
+from ponderttt.engine.request import GenerateRequest
+from ponderttt.engine.sampling_params import SamplingParams
+from ponderttt.errors import InvalidRequestError
+from server.context import ContextDep
+from server.prompts import check_room, encode_prompts
+from server.replies import CompletionReply, Head
+from server.routes.common import ERRORS, StrictRoute, answer, streamed
+from server.schemas.completion import CompletionRequest, CompletionResponse
+
+router = APIRouter(tags=["completions"], route_class=StrictRoute, responses=ERRORS)
+
+# OpenAI's default.
+_MAX_TOKENS = 16
+
+
+@router.post("/v1/completions", responses=streamed(CompletionResponse))
+async def create_completion(
+    body: CompletionRequest, request: Request, context: ContextDep
+) -> Response:
+    """Continue prompts, or fill in between prompt and suffix, while learning from them."""
+    context.check_model(body.model)
+    sampling = _sampling(body)
+    ttt = body.ttt.params(body.ttt.session) if body.ttt is not None else None
+    core = context.engine.core
+    prompts = await asyncio.to_thread(encode_prompts, core.tokenizer, body, core.config.max_waiting)
+    for prompt in prompts:
+        check_room(prompt, sampling.max_tokens, core.max_model_len, "max_tokens")
+    events = await context.submit([GenerateRequest(p.ids, sampling, ttt) for p in prompts])
+    reply = CompletionReply(
+        Head.new("cmpl", core.model_name),
+        core.tokenizer,
+        prompts,
+        echo=bool(body.echo),
+        logprobs=body.logprobs is not None,
+    )
+    return await answer(
+        request,
+        reply,
+        events,
+        len(prompts),
+        sampling.n,
+        stream=bool(body.stream),
+        usage=body.usage_wanted,
+    )
+
+
+def _sampling(body: CompletionRequest) -> SamplingParams:
+    n = 1 if body.n is None else body.n
+    if body.best_of not in (None, n):
+        raise InvalidRequestError(
+            "best_of", f"{body.best_of} differs from n = {n}; only as many as asked for are made"
+        )
+    return body.sampling(
+        _MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        body.logprobs,
+        body.logprobs if body.echo else None,
+    )

@@ -1,0 +1,47 @@
+"""`/tokenize` and `/detokenize`, as vLLM has them."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict, Field
+
+from server.schemas.base import RequestModel, ResponseModel
+from server.schemas.chat import Message
+
+
+class TokenizeRequest(RequestModel):
+    """A text or a chat, of which exactly one is given."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"prompt": "def f(x):"}]})
+
+    model: str | None = Field(None, description="The served model, which is also the default.")
+    prompt: str | None = None
+    messages: list[Message] | None = Field(None, min_length=1)
+    add_special_tokens: bool = Field(
+        True, description="Put the opening token before a text; a chat's template does so itself."
+    )
+    add_generation_prompt: bool = Field(True, description="Open the answer at the end of a chat.")
+    return_token_strs: bool | None = Field(None, description="Give the tokens' texts, too.")
+
+
+class TokenizeResponse(ResponseModel):
+    """Token ids."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
+
+
+class DetokenizeRequest(RequestModel):
+    """Token ids."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [1, 2, 3]}]})
+
+    model: str | None = Field(None, description="The served model, which is also the default.")
+    tokens: list[int]
+
+
+class DetokenizeResponse(ResponseModel):
+    """Their text."""
+
+    prompt: str

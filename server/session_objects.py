@@ -1,0 +1,64 @@
+"""Sessions as clients see them. Called in the engine's thread."""
+
+from __future__ import annotations
+
+from ponderttt.adaptation.params import TTTParams
+from ponderttt.engine.core import EngineCore
+from ponderttt.engine.resolve import ResolvedTTT, resolve_ttt
+from ponderttt.sessions.session import Session
+from server.schemas.session import ChunkCosts, CreateSession, SessionObject
+
+
+def session_defaults(core: EngineCore, wanted: CreateSession) -> TTTParams:
+    """What a new session's requests do where they don't say otherwise.
+
+    Raises:
+        InvalidRequestError: fields that contradict each other or this server, as `ttt.<field>`.
+    """
+    defaults = wanted.params(wanted.id or "new")
+    _in_force(core, defaults)
+    return defaults
+
+
+def describe_session(core: EngineCore, session: Session, *, in_list: bool = False) -> SessionObject:
+    """A session with its settings in force.
+
+    Args:
+        core: the engine.
+        session: one of its sessions.
+        in_list: leave out what has to be computed from the weights.
+    """
+    ttt = _in_force(core, session.defaults)
+    accounts = session.ledger.accounts
+    return SessionObject.model_validate(
+        {
+            "id": session.owner,
+            "created": int(session.created),
+            "last_used": int(session.last_used),
+            "version": session.version,
+            "gate": ttt.gate,
+            "action": ttt.action.name if ttt.gate == "fixed" else None,
+            "budget": ttt.budget,
+            "cost_model": ttt.cost_model,
+            "chunk_size": ttt.chunk_size,
+            "adapt_on": ttt.adapt_on,
+            "when": ttt.when,
+            "chunks": session.chunks,
+            "learned_tokens": session.learned_tokens,
+            "chunks_by_action": session.ledger.chunks_by_action,
+            "rollbacks": session.rollbacks,
+            "cost": ChunkCosts(
+                nominal=accounts["nominal"].mean,
+                measured=accounts["measured"].mean,
+                seconds=session.ledger.seconds,
+            ),
+            "norm": None if in_list else core.sessions.norm(session),
+            "digest": None if in_list else core.sessions.digest(session),
+        }
+    )
+
+
+def _in_force(core: EngineCore, defaults: TTTParams) -> ResolvedTTT:
+    request = TTTParams(session="any")
+    has_policy = core.policy is not None
+    return resolve_ttt(request, defaults, core.config.ttt, core.default_gate, has_policy)

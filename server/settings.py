@@ -1,0 +1,242 @@
+"""Everything that can be set when the server starts.
+
+Each field is an option of `ponderttt serve`, an environment variable `PONDERTTT_<FIELD>` and a key
+of the TOML file; the command line wins over the environment, the environment over the file.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from ponderttt.adaptation.actions import CostModelName
+from ponderttt.adaptation.params import (
+    MAX_BUDGET,
+    MAX_CHUNK,
+    MIN_BUDGET,
+    MIN_CHUNK,
+    AdaptOn,
+    GateName,
+    When,
+)
+from ponderttt.errors import InvalidRequestError
+
+ENV_PREFIX = "PONDERTTT_"
+CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
+
+ActionName = Literal["SKIP", "UPDATE_1", "UPDATE_2", "UPDATE_4"]
+Panel = Literal["Model", "Learning", "Limits", "Server"]
+
+
+def _field(panel: Panel, default: Any, description: str, **limits: Any) -> Any:
+    """A setting; `panel` is its heading in --help."""
+    extra: dict[str, Any] = {"panel": panel}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
+class Settings(BaseSettings):
+    """Settings of one server, fixed when it starts. Unknown keys are refused."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+    model: str = _field(
+        "Model",
+        "qwen2.5-coder-0.5b",
+        "Embedded model (smollm2-135m, qwen2.5-coder-0.5b), scale (125m, 350m, 1b), hub name "
+        "or directory.",
+    )
+    device: str = _field("Model", "cpu", "Device of PyTorch: cpu, cuda or cuda:N.")
+    dtype: Literal["float32", "bfloat16", "float16"] = _field(
+        "Model", "float32", "Floating-point type of the weights."
+    )
+    engine: Literal["torch", "vllm"] = _field("Model", "torch", "What runs the model.")
+    threads: int | None = _field(
+        "Model", None, "CPU threads of PyTorch; by default PyTorch chooses.", ge=1, le=1024
+    )
+
+    gate: GateName | None = _field(
+        "Learning",
+        None,
+        "Who decides how hard to ponder a chunk; by default policy where one is loaded, else "
+        "threshold.",
+    )
+    policy: Path | None = _field("Learning", None, "Directory of a trained policy.")
+    budget: float = _field(
+        "Learning",
+        2.0,
+        "Highest mean cost per chunk, in multiples of its forward.",
+        ge=MIN_BUDGET,
+        le=MAX_BUDGET,
+    )
+    cost_model: CostModelName = _field(
+        "Learning", "nominal", "Costs in which the budget is counted."
+    )
+    chunk_size: int = _field("Learning", 256, "Tokens per chunk.", ge=MIN_CHUNK, le=MAX_CHUNK)
+    adapt_on: AdaptOn = _field(
+        "Learning", "prompt", "Learn the prompt, the generated text, or both."
+    )
+    when: When = _field(
+        "Learning",
+        "inline",
+        "Learn each chunk before reading on (inline), or answer first and learn in idle time "
+        "(background; requests with a session).",
+    )
+    action: ActionName = _field("Learning", "UPDATE_1", "Action of gate fixed.")
+    learning_rate: float | None = _field(
+        "Learning", None, "Learning rate of Adam; by default the model's calibrated one.", gt=0
+    )
+    rank: int = _field("Learning", 8, "Rank of the fast weights (LoRA).", ge=1)
+    alpha: float = _field("Learning", 16.0, "Fast weights are scaled by alpha / rank.", gt=0)
+    adaptive_layers: int | None = _field(
+        "Learning", None, "Top blocks that adapt; by default a quarter of the model.", ge=1
+    )
+    targets: str = _field(
+        "Learning",
+        "mlp",
+        "Projections that adapt: mlp, all, or names separated by commas (q_proj,v_proj).",
+    )
+    measure_costs: bool = _field(
+        "Learning", True, "Time the actions at start-up instead of estimating their cost."
+    )
+
+    max_model_len: int | None = _field(
+        "Limits",
+        None,
+        "Tokens of prompt and completion together; by default the model's own limit, at most 8192.",
+        ge=MIN_CHUNK,
+    )
+    max_num_seqs: int = _field("Limits", 16, "Sequences that run at once.", ge=1)
+    max_waiting: int = _field(
+        "Limits", 256, "Requests that may wait; more are answered with 429.", ge=1
+    )
+    max_kv_tokens: int = _field(
+        "Limits", 65536, "Positions of KV cache that running sequences share.", ge=1
+    )
+    max_batch_tokens: int = _field(
+        "Limits", 2048, "Rows of a prefill or write phase when nothing decodes.", ge=1
+    )
+    busy_batch_tokens: int = _field(
+        "Limits",
+        256,
+        "The same while other sequences decode; bounds the gap in their tokens.",
+        ge=1,
+    )
+    decode_share: float = _field(
+        "Limits",
+        0.5,
+        "Share of the time that decoding gets while prefills or writes wait.",
+        gt=0,
+        lt=1,
+    )
+    adapter_slots: int = _field(
+        "Limits",
+        32,
+        "Sessions whose fast weights are in the bank at once; the others wait in RAM.",
+        ge=1,
+    )
+    max_sessions: int = _field("Limits", 256, "Sessions kept at most.", ge=1)
+    max_body_bytes: int = _field(
+        "Limits", 8 * 1024 * 1024, "Bytes of a request's body; more are answered with 413.", ge=1024
+    )
+    chat_max_tokens: int = _field(
+        "Limits",
+        1024,
+        "New tokens of a chat completion that names no limit (less where the context ends).",
+        ge=1,
+    )
+
+    host: str = _field("Server", "127.0.0.1", "Address to listen on.")
+    port: int = _field("Server", 8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
+    drain_seconds: float = _field(
+        "Server", 30.0, "Seconds that running requests get to finish after SIGTERM.", ge=0
+    )
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = _field(
+        "Server", "info", "Least severity that is logged; from info on, every request is."
+    )
+
+    @field_validator("engine")
+    @classmethod
+    def _engine_is_there(cls, engine: str) -> str:
+        if engine == "vllm":
+            raise ValueError("'vllm' is not available in this version; use 'torch'")
+        return engine
+
+    @field_validator("policy")
+    @classmethod
+    def _policy_is_there(cls, policy: Path | None) -> Path | None:
+        if policy is not None and not policy.expanduser().is_dir():
+            raise ValueError(f"{policy} is not a directory; give one with policy.json")
+        return policy.expanduser() if policy is not None else None
+
+
+def load_settings(
+    given: Mapping[str, Any] | None = None, config: str | Path | None = None
+) -> Settings:
+    """Settings from the command line, the environment and a TOML file.
+
+    Args:
+        given: what the command line names; wins over the rest.
+        config: TOML file; None: the one that `PONDERTTT_CONFIG` names, if any.
+    Raises:
+        InvalidRequestError: a value or key is wrong, or the file can't be read; says which.
+    """
+    chosen = config or os.environ.get(CONFIG_VARIABLE) or None
+    table = _read_toml(Path(chosen).expanduser()) if chosen else {}
+
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, table)
+
+    try:
+        return FromFile(**dict(given or {}))
+    except ValidationError as error:
+        raise _first_problem(error, chosen) from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidRequestError("config", f"{path} can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequestError("config", f"{path} is not valid TOML: {error}") from error
+
+
+def _first_problem(error: ValidationError, config: str | Path | None) -> InvalidRequestError:
+    problem = error.errors(include_url=False)[0]
+    key = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(Settings.model_fields)
+        return InvalidRequestError(key, f"unknown setting in {config}; there are {known}")
+    message = problem["msg"].removeprefix("Value error, ")
+    return InvalidRequestError(
+        key,
+        f"{message}, not {problem['input']!r} (--{key.replace('_', '-')}, "
+        f"{ENV_PREFIX}{key.upper()}, or {key} in the TOML file)",
+    )

@@ -1,0 +1,1 @@
+"""Training of policies: corpora, rollouts, PPO with a PID-controlled multiplier, ablations."""
