@@ -18,10 +18,9 @@ FETCH := $(BIN)/ponderttt models fetch
 setup: runtime
 	$(FETCH) $(MODEL)
 
-# A model named in ARGS is fetched by the server itself.
+# The server fetches what it serves; MODEL=… is short for ARGS="--model …".
 serve: runtime
-	$(if $(findstring --model,$(ARGS)),,$(FETCH) $(MODEL))
-	exec $(BIN)/ponderttt serve $(ARGS)
+	exec $(BIN)/ponderttt serve $(if $(filter command line environment,$(origin MODEL)),--model $(MODEL)) $(ARGS)
 
 test: dev
 	for model in $(TEST_MODELS); do $(FETCH) $$model || exit; done

@@ -6,6 +6,7 @@ A session remembers what it has learned: an interrupted run is resumed by runnin
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -160,6 +161,9 @@ def adapt(
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
     console = Console(stderr=True, quiet=quiet)
+    # Before the work whose result it would lose.
+    if json_file is not None and not os.access(json_file.absolute().parent, os.W_OK):
+        raise InvalidRequestError("--json", f"{json_file.parent} is no directory to write to")
     files, skipped = _find(path, max_file_bytes, console)
     tally, begun = Tally(), time.monotonic()
     with Client(base_url) as client:
@@ -174,9 +178,12 @@ def adapt(
                 "command again to go on (what was learned is remembered)"
             ) from None
     result = tally.as_dict(session, time.monotonic() - begun, skipped)
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     Console().print(_table(result))
+    if json_file is not None:
+        try:
+            json_file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise PonderError(f"{json_file} can't be written: {error.strerror}") from error
 
 
 def _find(path: Path, max_file_bytes: int, console: Console) -> tuple[list[TextFile], int]:

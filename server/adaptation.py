@@ -44,6 +44,9 @@ class Lesson:
     def summary(self, report: TTTReport) -> AdaptReport:
         """All of it."""
         before, after = _mean_losses(report.chunks)
+        by_document: list[list[ChunkReport]] = [[] for _ in self.paths]
+        for chunk in report.chunks:
+            by_document[chunk.document].append(chunk)
         return AdaptReport.model_validate(
             report_fields(report, in_documents=True)
             | {
@@ -52,12 +55,13 @@ class Lesson:
                 "loss_before": before,
                 "loss_after": after,
                 "seconds": time.monotonic() - self.begun,
-                "documents": [self._document(i, report) for i in range(len(self.paths))],
+                "documents": [
+                    self._document(index, chunks) for index, chunks in enumerate(by_document)
+                ],
             }
         )
 
-    def _document(self, index: int, report: TTTReport) -> DocumentReport:
-        chunks = [chunk for chunk in report.chunks if chunk.document == index]
+    def _document(self, index: int, chunks: Sequence[ChunkReport]) -> DocumentReport:
         before, after = _mean_losses(chunks)
         return DocumentReport(
             path=self.paths[index],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
@@ -23,6 +24,9 @@ from server.errors import BodyTooLargeError, status_response
 
 # Larger bodies are parsed outside the event loop.
 _LARGE = 1 << 16
+# Keys of one JSON object, wherever it stands: an unknown key costs an error each to report, and
+# errors are made in the event loop. As many as a `logit_bias` may have.
+_MAX_KEYS = 4096
 # An escape that may be half a surrogate pair; strict UTF-8 lets none through unescaped.
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -35,7 +39,8 @@ def parse_json(body: bytes) -> Any:
     """The value of a JSON text (RFC 8259).
 
     Raises:
-        InvalidRequestError: not UTF-8, not JSON, NaN or infinity, too deep, half a surrogate pair.
+        InvalidRequestError: not UTF-8, not JSON, NaN or infinity, too deep, half a surrogate pair,
+            an object of too many keys, an integer of too many digits.
     """
     try:
         text = body.decode("utf-8")
@@ -44,7 +49,9 @@ def parse_json(body: bytes) -> Any:
             "body", f"byte {error.start} is not valid UTF-8; send JSON in UTF-8"
         ) from error
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(
+            text, parse_constant=_refuse_constant, object_pairs_hook=_object_of_few_keys
+        )
     except json.JSONDecodeError as error:
         raise InvalidRequestError(
             "body", f"not valid JSON: {error.msg} (line {error.lineno}, column {error.colno})"
@@ -54,8 +61,9 @@ def parse_json(body: bytes) -> Any:
     except ValueError as error:
         if isinstance(error, InvalidRequestError):
             raise
-        # Python refuses to convert integers of thousands of digits.
-        raise InvalidRequestError("body", f"not valid JSON: {error}") from error
+        # The only other thing that Python refuses.
+        digits = sys.get_int_max_str_digits()
+        raise InvalidRequestError("body", f"an integer of more than {digits} digits") from error
     if _SURROGATE_ESCAPE.search(text):
         _refuse_surrogates(value)
     return value
@@ -65,26 +73,44 @@ def _refuse_constant(name: str) -> NoReturn:
     raise InvalidRequestError("body", f"{name} is not JSON; give finite numbers only")
 
 
-def _refuse_surrogates(value: Any) -> None:
-    left: list[tuple[str, Any]] = [("", value)]
-    while left:
-        path, item = left.pop()
-        if isinstance(item, str):
-            _refuse_surrogate(path, item)
-        elif isinstance(item, dict):
-            for key, child in item.items():
-                # First the key: the path of what it holds must be fit to be printed.
-                _refuse_surrogate(path, key)
-                left.append((f"{path}.{key}", child))
-        elif isinstance(item, list):
-            left += [(f"{path}[{index}]", child) for index, child in enumerate(item)]
-
-
-def _refuse_surrogate(path: str, text: str) -> None:
-    if found := _SURROGATE.search(text):
+def _object_of_few_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > _MAX_KEYS:
         raise InvalidRequestError(
-            path.removeprefix(".") or "body",
-            f"character {found.start()} is half a surrogate pair; send valid Unicode",
+            "body", f"holds an object of {len(pairs)} keys; at most {_MAX_KEYS} are taken"
+        )
+    return dict(pairs)
+
+
+def _refuse_surrogates(value: Any) -> None:
+    if not isinstance(value, dict):
+        _refuse_surrogates_below("body", value)
+        return
+    for key, child in value.items():
+        # First the key: it must be fit to be printed.
+        _refuse_surrogate("body", key)
+        _refuse_surrogates_below(key, child)
+
+
+def _refuse_surrogates_below(field: str, value: Any) -> None:
+    # No path is kept: a long key over many items would take their product in memory.
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, str):
+            _refuse_surrogate(field, item)
+        elif isinstance(item, dict):
+            left += item.keys()
+            left += item.values()
+        elif isinstance(item, list):
+            left += item
+
+
+def _refuse_surrogate(field: str, text: str) -> None:
+    if found := _SURROGATE.search(text):
+        shown = text[max(0, found.start() - 20) : found.start() + 20]
+        raise InvalidRequestError(
+            field,
+            f"character {found.start()} of {shown!a} is half a surrogate pair; send valid Unicode",
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,9 @@ from server.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings, load_settings
 
 if TYPE_CHECKING:
     from ponderttt.engine.core import EngineCore
+
+
+_LOG = logging.getLogger(__name__)
 
 
 def _options_from_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -96,6 +100,7 @@ def _serve(settings: Settings) -> None:
             policy=settings.policy,
             progress=True,
         )
+        _warn_of_shorter_context(settings.max_model_len, core.max_model_len)
         engine = AsyncEngine(core)
         config = uvicorn.Config(
             create_app(engine, settings),
@@ -109,6 +114,14 @@ def _serve(settings: Settings) -> None:
             config, engine, settings.drain_seconds, lambda: typer.echo(_banner(url, core))
         )
         server.run([sock])
+
+
+def _warn_of_shorter_context(asked: int | None, served: int) -> None:
+    if asked is not None and asked > served:
+        _LOG.warning(
+            "max_model_len %d is more than the model and max_kv_tokens allow; the context window "
+            "is %d tokens", asked, served,
+        )  # fmt: skip
 
 
 def _banner(url: str, core: EngineCore) -> str:

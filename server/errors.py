@@ -33,6 +33,7 @@ _LOG = logging.getLogger(__name__)
 
 #: Seconds after which a client should try again while the server is not ready.
 RETRY_UNAVAILABLE = 5
+_MESSAGE_CHARS, _PARAM_CHARS = 500, 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,18 @@ class BodyTooLargeError(Exception):
 
 
 def error_body(kind: ErrorKind, message: str, param: str | None = None) -> dict[str, Any]:
-    """An error in OpenAI's shape."""
+    """An error in OpenAI's shape; what it echoes of the request is cut short here."""
+    message = _cut(message, _MESSAGE_CHARS)
+    param = None if param is None else _cut(param, _PARAM_CHARS)
     return {"error": {"message": message, "type": kind.type, "param": param, "code": kind.code}}
+
+
+def _cut(text: str, limit: int) -> str:
+    """Its beginning and its end, where the limits stand and what to do."""
+    if len(text) <= limit:
+        return text
+    half = (limit - 5) // 2
+    return f"{text[:half]} ... {text[-half:]}"
 
 
 def describe(error: BaseException) -> tuple[ErrorKind, dict[str, Any]]:

@@ -12,6 +12,11 @@ from ponderttt.errors import InvalidRequestError, PromptTooLongError
 from ponderttt.models.tokenizer import Tokenizer
 from server.schemas.completion import CompletionRequest
 
+# More bytes than a token of prose or code has on average, by far: the longest tokens of the usual
+# vocabularies are runs of some 128 spaces. It is no exact bound on purpose: some tokenizers merge
+# characters before they look for tokens.
+_TOKEN_BYTES = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -21,10 +26,13 @@ class Prompt:
     text: str | None
 
 
-def encode_prompts(tokenizer: Tokenizer, body: CompletionRequest, max_prompts: int) -> list[Prompt]:
+def encode_prompts(
+    tokenizer: Tokenizer, body: CompletionRequest, max_prompts: int, max_model_len: int
+) -> list[Prompt]:
     """The prompts of a completion request.
 
     Raises:
+        PromptTooLongError: a text of more bytes than the context window can hold.
         InvalidRequestError: an empty prompt, too many, ids outside the vocabulary, a suffix with
             ids, with echo, or for a model that can't fill in.
     """
@@ -33,6 +41,9 @@ def encode_prompts(tokenizer: Tokenizer, body: CompletionRequest, max_prompts: i
         raise InvalidRequestError("prompt", f"{len(many)} prompts; at most {max_prompts} at a time")
     if body.suffix and body.echo:
         raise InvalidRequestError("echo", "can't be combined with suffix")
+    for text in (body.suffix, *many):
+        if isinstance(text, str):
+            check_bytes("prompt", [text], max_model_len)
     names = ["prompt"] if len(many) == 1 else [f"prompt[{i}]" for i in range(len(many))]
     return [
         _encode(tokenizer, name, prompt, body.suffix)
@@ -64,6 +75,18 @@ def check_length(param: str, length: int, max_model_len: int) -> None:
             param,
             f"{length} tokens exceed the context window of {max_model_len}; shorten it, or teach "
             "it to a session with POST /v1/sessions/{id}/adapt, which takes any length",
+        )
+
+
+def check_bytes(param: str, texts: Sequence[str], max_model_len: int) -> None:
+    """Raise PromptTooLongError where a look at the length spares encoding the texts."""
+    length, limit = sum(len(text.encode()) for text in texts), max_model_len * _TOKEN_BYTES
+    if length > limit:
+        raise PromptTooLongError(
+            param,
+            f"{length} bytes exceed {limit}, the most that is read for the context window of "
+            f"{max_model_len} tokens; shorten it, or teach it to a session with POST "
+            "/v1/sessions/{id}/adapt, which takes any length",
         )
 
 

@@ -23,8 +23,8 @@ class DrainingServer(uvicorn.Server):
     """A server that, told to stop, goes on answering while its running requests finish.
 
     The first SIGTERM or SIGINT begins the drain: what runs may finish, new requests get 503, and
-    so does /ready, so that a load balancer looks elsewhere. A second one ends it at once. Either
-    way the process then ends with exit code 0.
+    so does /ready, so that a load balancer looks elsewhere. A second one cuts off what still runs.
+    Either way the process then ends with exit code 0.
 
     Args:
         config: uvicorn's.
@@ -64,20 +64,19 @@ class DrainingServer(uvicorn.Server):
     def _begin_drain(self) -> None:
         if self._drain is None:
             _LOG.info("Stopping: running requests get %g s to finish", self._drain_seconds)
-            self._drain = asyncio.ensure_future(self._drained())
+            self._drain = asyncio.ensure_future(self._drained(self._drain_seconds))
         else:
             _LOG.info("Stopping at once")
             self._drain.cancel()
-            self.force_exit = self.should_exit = True
+            self._drain = asyncio.ensure_future(self._drained(0.0))
 
-    async def _drained(self) -> None:
-        try:
-            await self._engine.stop(self._drain_seconds)
-            flushed = asyncio.get_running_loop().time() + _FLUSH_SECONDS
-            while self.server_state.tasks and asyncio.get_running_loop().time() < flushed:
-                await asyncio.sleep(0.02)
-        finally:
-            self.should_exit = True
+    async def _drained(self, seconds: float) -> None:
+        await self._engine.stop(seconds)
+        clock = asyncio.get_running_loop().time
+        until = clock() + _FLUSH_SECONDS
+        while self.server_state.tasks and clock() < until:
+            await asyncio.sleep(0.02)
+        self.should_exit = True
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -29,7 +29,6 @@ def describe_session(core: EngineCore, session: Session, *, in_list: bool = Fals
         in_list: leave out what has to be computed from the weights.
     """
     ttt = _in_force(core, session.defaults)
-    accounts = session.ledger.accounts
     return SessionObject.model_validate(
         {
             "id": session.owner,
@@ -48,8 +47,8 @@ def describe_session(core: EngineCore, session: Session, *, in_list: bool = Fals
             "chunks_by_action": session.ledger.chunks_by_action,
             "rollbacks": session.rollbacks,
             "cost": ChunkCosts(
-                nominal=accounts["nominal"].mean,
-                measured=accounts["measured"].mean,
+                nominal=session.ledger.mean("nominal"),
+                measured=session.ledger.mean("measured"),
                 seconds=session.ledger.seconds,
             ),
             "norm": None if in_list else core.sessions.norm(session),

@@ -135,7 +135,9 @@ class ThresholdGate:
         else:
             state.spread += (1 - self.decay) * (abs(loss - state.mean) - state.spread)
             state.mean += (1 - self.decay) * (loss - state.mean)
-            state.offset += self.gain * (float(update) - rate)
+            # What the ledger refuses must not raise the threshold.
+            taken = update and Action.UPDATE_1 in decision.allowed
+            state.offset += self.gain * (float(taken) - rate)
         state.chunks += 1
         return Action.UPDATE_1 if update else Action.SKIP
 

@@ -17,10 +17,11 @@ _SLACK = 1e-9
 
 @dataclass(slots=True)
 class Account:
-    """Costs of a session's chunks in one cost model, × forward.
+    """Costs, in one cost model and × forward, of the chunks that were gated under a budget.
 
-    The budget B holds in two senses: the mean cost since the session began never ends a request
-    above B, and no 64 chunks in a row cost more than 64·B.
+    The budget B holds in two senses: the mean over these chunks of a session is not above B when a
+    request has run to its end (one that is cut off leaves a debt, which the next chunks pay), and
+    no 64 of them in a row cost more than 64·B. Chunks without a budget neither earn nor owe.
     """
 
     chunks: int = 0
@@ -63,6 +64,8 @@ class Ledger:
     accounts: dict[str, Account] = field(
         default_factory=lambda: {"nominal": Account(), "measured": Account()}
     )
+    chunks: int = 0
+    totals: dict[str, float] = field(default_factory=lambda: {"nominal": 0.0, "measured": 0.0})
     seconds: float = 0.0
     chunks_by_action: dict[str, int] = field(
         default_factory=lambda: {action.name: 0 for action in Action}
@@ -87,9 +90,31 @@ class Ledger:
         account = self.accounts[costs.name]
         return budget * account.chunks - account.total
 
-    def charge(self, action: Action, models: Mapping[str, CostModel], seconds: float) -> None:
-        """Enter one chunk: its action in every cost model, and the seconds it took."""
+    def mean(self, cost_model: str) -> float:
+        """Mean cost of all chunks, × forward; 0 before the first."""
+        return self.totals[cost_model] / self.chunks if self.chunks else 0.0
+
+    def charge(
+        self,
+        action: Action,
+        models: Mapping[str, CostModel],
+        seconds: float,
+        *,
+        budgeted: bool = True,
+    ) -> None:
+        """Enter one chunk: its action in every cost model, and the seconds it took.
+
+        Args:
+            action: what was done.
+            models: cost models by name.
+            seconds: wall time.
+            budgeted: the chunk was gated under a budget.
+        """
+        self.chunks += 1
         for name, account in self.accounts.items():
-            account.charge(models[name][action])
+            cost = models[name][action]
+            self.totals[name] += cost
+            if budgeted:
+                account.charge(cost)
         self.chunks_by_action[action.name] += 1
         self.seconds += seconds

@@ -66,7 +66,7 @@ class Admission:
         Raises:
             InvalidRequestError, PromptTooLongError, NotFoundError.
         """
-        asked = request.ttt or TTTParams()
+        asked = request.ttt or _unasked(request)
         session = self._sessions.get(asked.session) if asked.session is not None else None
         ttt = resolve_ttt(
             asked,
@@ -124,6 +124,13 @@ class Admission:
                 f"{sampling.max_tokens} new tokens after a prompt of {len(request.prompt_ids)} "
                 f"exceed the context window of {self._max_model_len}; ask for at most {room}",
             )
+        reserve = (len(request.prompt_ids) + sampling.max_tokens) * sampling.n
+        if reserve > self._config.max_kv_tokens:
+            raise InvalidRequestError(
+                "n",
+                f"{sampling.n} sequences of up to {reserve // sampling.n} tokens need more than "
+                f"the {self._config.max_kv_tokens} positions of the KV cache; ask for fewer",
+            )
         if sampling.n > self._config.max_num_seqs:
             raise InvalidRequestError(
                 "n",
@@ -168,7 +175,11 @@ class Admission:
         if group.session is not None and not self._sessions.acquire(group.session):
             return None
         self.waiting.popleft()
-        self._start(group, need)
+        try:
+            self._start(group, need)
+        except Exception:
+            self.release(group)
+            raise
         return group
 
     def _check_session_lives(self, group: Group) -> None:
@@ -196,9 +207,6 @@ class Admission:
     def _start(self, group: Group, reserve: int) -> None:
         group.reserved = reserve
         self.kv_reserved += reserve
-        if group.session is not None:
-            group.version_before = group.session.version
-            group.digest = self._sessions.digest(group.session)
         request = group.request
         if isinstance(request, AdaptRequest):
             size = self._max_model_len
@@ -266,3 +274,9 @@ class Admission:
         group.sequences = []
         if group.session is not None:
             self._sessions.release(group.session)
+
+
+def _unasked(request: Request) -> TTTParams:
+    """What holds where the caller said nothing: scoring a prompt measures the model as it is."""
+    scores = isinstance(request, GenerateRequest) and request.sampling.max_tokens == 0
+    return TTTParams(gate="off") if scores else TTTParams()

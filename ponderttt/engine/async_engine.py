@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from ponderttt.engine.core import EngineCore, EngineStats
@@ -74,8 +75,12 @@ class AsyncEngine:
         self.draining = False
         self._inbox: deque[Callable[[], None]] = deque()
         self._arriving: set[str] = set()  # requests in the inbox, not yet in the core's queue
+        self._lock = threading.Lock()  # between posting a job and closing the inbox
+        self._closed = False
         self._wake = threading.Event()
         self._stopping = False
+        # Told by the engine's thread between its steps: within one, a request may be in no list.
+        self._idle = True
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stats = core.stats()
 
@@ -103,20 +108,20 @@ class AsyncEngine:
             UnavailableError: not started, draining or failed.
         """
         self._check_ready()
-        if self._stats.waiting + len(self._arriving) >= self.core.config.max_waiting:
+        if self.core.waiting + len(self._arriving) >= self.core.config.max_waiting:
             raise OverloadedError(
                 f"{self.core.config.max_waiting} requests are waiting, which is the limit; "
                 "retry later"
             )
-        stream = EventStream(lambda: self._post(lambda: self.core.abort(request.request_id)))
+        stream = EventStream(lambda: self._abort(request.request_id))
         group = self.core.prepare(request, stream.put)
 
         def enqueue() -> None:
-            self._arriving.discard(request.request_id)
             try:
                 self.core.enqueue(group)
             except OverloadedError as error:
                 stream.put(ErrorEvent(error))
+            self._arriving.discard(request.request_id)
 
         self._arriving.add(request.request_id)
         self._post(enqueue)
@@ -138,12 +143,13 @@ class AsyncEngine:
                 future.set_result(result)  # type: ignore[arg-type]
 
         def run() -> None:
+            result, failure = None, None
             try:
                 result = function(self.core)
             except BaseException as error:  # handed to the caller, who raises it
-                loop.call_soon_threadsafe(settle, None, error)
-            else:
-                loop.call_soon_threadsafe(settle, result, None)
+                failure = error
+            with suppress(RuntimeError):  # the caller's loop is closed: nobody is left to hear
+                loop.call_soon_threadsafe(settle, result, failure)
 
         self._post(run)
         return await future
@@ -164,7 +170,7 @@ class AsyncEngine:
             await asyncio.to_thread(self._thread.join)
 
     def _busy(self) -> bool:
-        return bool(self._inbox) or self.core.has_requests
+        return bool(self._inbox) or not self._idle
 
     def _check_ready(self) -> None:
         if self.failure is not None:
@@ -174,27 +180,43 @@ class AsyncEngine:
         if not self._thread.is_alive():
             raise UnavailableError("the engine has not started yet; retry shortly")
 
+    def _abort(self, request_id: str) -> None:
+        with suppress(UnavailableError):  # an engine that has stopped has ended every request
+            self._post(lambda: self.core.abort(request_id))
+
     def _post(self, job: Callable[[], None]) -> None:
-        self._inbox.append(job)
+        with self._lock:
+            if self._closed:
+                raise UnavailableError("the engine has stopped")
+            self._inbox.append(job)
         self._wake.set()
 
     def _run(self) -> None:
         try:
             while not self._stopping:
                 self._wake.clear()
-                self._take_in()
+                if self._inbox:
+                    self._idle = False
+                    self._take_in()
                 worked = self.core.step()
                 self._stats = self.core.stats()
-                if not worked and not self._inbox:
+                self._idle = not self.core.has_requests
+                # `stop` may have set the event just before it was cleared above.
+                if not (worked or self._inbox or self._stopping):
                     self._wake.wait()
         except BaseException as error:
             _LOG.exception("the engine has failed")
             self.failure = error
         finally:
             reason = self.failure or UnavailableError("the server has shut down")
-            self._take_in()
+            with self._lock:
+                self._closed = True
+            while self._inbox:
+                try:
+                    self._inbox.popleft()()
+                except Exception:  # the others must hear of the end, too
+                    _LOG.exception("a job of the inbox failed")
             self.core.abort_all(UnavailableError(f"the request was cut off: {reason}"))
-            self._take_in()
 
     def _take_in(self) -> None:
         while self._inbox:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+import torch
+
 from ponderttt.adaptation.actions import NOMINAL, CostModel
 from ponderttt.adaptation.params import GateName
 from ponderttt.adaptation.policy import PolicyGate, load_policy
@@ -88,7 +90,8 @@ class EngineCore:
         limit = config.max_model_len or min(model.config.max_positions, 8192)
         self.max_model_len = min(limit, model.config.max_positions, config.max_kv_tokens)
         layout = AdapterLayout(model, config.lora)
-        self.bank = AdapterBank(layout, config.adapter_slots, model.device, model.dtype)
+        # Small steps vanish in half precision, whatever the model is kept in.
+        self.bank = AdapterBank(layout, config.adapter_slots, model.device, torch.float32)
         self.sessions = SessionManager(self.bank, config.max_sessions)
         self.default_gate: GateName = config.ttt.gate or ("policy" if policy else "threshold")
         self.costs: dict[str, CostModel] = {
@@ -139,7 +142,8 @@ class EngineCore:
         """
         config = config or EngineConfig()
         path = store.resolve(model, progress=progress)
-        name = path.name if Path(model).exists() else model
+        # `.` and `~/model` have names, too.
+        name = path.resolve().name if Path(model).expanduser().exists() else model
         decoder = load_decoder(path, torch_device(device), torch_dtype(dtype))
         shipped = files("ponderttt") / "policies" / name
         if policy is None and shipped.is_dir():
@@ -213,7 +217,10 @@ class EngineCore:
             group.sink(ErrorEvent(error))
             self._note_end(group, "error")
         for group in list(self._running):
-            self._fail(group, error)
+            try:
+                self._fail(group, error)
+            except Exception:  # whatever state the engine is in, everybody gets an answer
+                _LOG.exception("request %s could not be cleaned up", group.id)
 
     def delete_session(self, name: str) -> None:
         """Forget a session, and what it was still to learn in the background.
@@ -223,15 +230,22 @@ class EngineCore:
             ConflictError: a request is using it.
         """
         session = self.sessions.get(name)
-        for group in list(self._running):
-            if group.background and group.session is session:
-                self._retire(group, "abort")
+        learning = [g for g in self._running if g.background and g.session is session]
+        # Where the session can't be deleted, it goes on learning.
+        if len(learning) == session.pins:
+            for group in learning:
+                self._retire(group, None)
         self.sessions.delete(name)
 
     def export_adapter(self, name: str, directory: Path) -> None:
         """Write a session's fast weights as a PEFT adapter directory."""
         state = self.sessions.state(self.sessions.get(name))
         export_adapter(self.bank.layout, state.weights, directory, self.model_name)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue; from any thread."""
+        return len(self._admission.waiting)
 
     @property
     def has_work(self) -> bool:
@@ -268,6 +282,8 @@ class EngineCore:
             return False
         begun = time.perf_counter()
         try:
+            for group in groups_of(plan):
+                self._note_version(group)
             kind, tags, tokens = self._phases.run(plan)
         except Exception as error:  # one request's trouble must not end the others
             _LOG.exception("a phase failed")
@@ -275,8 +291,15 @@ class EngineCore:
                 self._fail(group, error)
             return True
         seconds = time.perf_counter() - begun
+        for group, reason in self._phases.failed:
+            _LOG.error("request %s failed", group.id, exc_info=reason)
+            self._fail(group, reason)
         for group in groups_of(plan):
-            self._advance(group)
+            try:
+                self._advance(group)
+            except Exception as error:
+                _LOG.exception("request %s cannot go on", group.id)
+                self._fail(group, error)
         self._scheduler.account(kind, seconds)
         self._observer.step(StepRecord(kind, tags, tokens, seconds))
         return True
@@ -290,11 +313,21 @@ class EngineCore:
             try:
                 if self._admission.admit(running) is None:
                     return
-            except NotFoundError as error:
+            except Exception as error:  # its session was deleted, or there is no memory for it
+                if not isinstance(error, NotFoundError):
+                    _LOG.exception("request %s cannot start", group.id)
+                if group in self._admission.waiting:
+                    self._admission.waiting.remove(group)
                 group.sink(ErrorEvent(error))
                 self._note_end(group, "error")
                 continue
             self._running.append(group)
+
+    def _note_version(self, group: Group) -> None:
+        """What a request begins to read: others may have taught its session while it waited."""
+        if group.session is not None and not group.digest and not group.background:
+            group.version_before = group.session.version
+            group.digest = self.sessions.digest(group.session)
 
     # --- ends ----------------------------------------------------------------------------
 
@@ -307,6 +340,9 @@ class EngineCore:
             if sequence.computed < sequence.prompt_len or sequence.spans:
                 return
             if group.windows:
+                # Behind those who came meanwhile, or a long document would make them starve.
+                self._running.remove(group)
+                self._running.append(group)
                 self._admission.next_window(group)
                 return
         elif not all(s.status is Status.FINISHED for s in group.sequences):
@@ -347,7 +383,8 @@ class EngineCore:
         if group not in self._running:
             return
         group.sink(ErrorEvent(error))
-        self._retire(group, "error")
+        # A request that was answered has been counted.
+        self._retire(group, None if group.background else "error")
 
     def _note_end(self, group: Group, outcome: str, generated: int = 0) -> None:
         seconds = time.monotonic() - group.request.arrival

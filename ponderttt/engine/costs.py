@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import platform
 import statistics
 import time
@@ -20,7 +21,7 @@ from ponderttt.fast_weights.bank import AdapterBank, StepTag
 from ponderttt.models.decoder import Decoder
 
 _LOG = logging.getLogger(__name__)
-_REPEATS = 2
+_ROUNDS = 2
 
 
 def estimate_costs(model: Decoder, bank: AdapterBank) -> CostModel:
@@ -37,7 +38,7 @@ def estimate_costs(model: Decoder, bank: AdapterBank) -> CostModel:
 def measure_costs(model: Decoder, bank: AdapterBank, writer: Writer, chunk_size: int) -> CostModel:
     """Time one chunk's read, and updates of one and two steps on it; UPDATE_4 is extrapolated.
 
-    Takes about ten chunk forwards.
+    Takes about a dozen chunk forwards.
     """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (chunk_size,), generator=generator)
@@ -69,9 +70,17 @@ def measure_costs(model: Decoder, bank: AdapterBank, writer: Writer, chunk_size:
         while not write.finished:
             writer.step([write])
 
-    skip = _seconds(read, model.device)
-    one = _seconds(lambda: update(Action.UPDATE_1), model.device) / skip
-    two = _seconds(lambda: update(Action.UPDATE_2), model.device) / skip
+    device = model.device
+    rounds = []
+    read()
+    update(Action.UPDATE_1)  # to warm up
+    for _ in range(_ROUNDS):
+        # All in turn, so that they meet the same state of a machine that others share.
+        skip = _seconds(read, device)
+        one = _seconds(lambda: update(Action.UPDATE_1), device)
+        two = _seconds(lambda: update(Action.UPDATE_2), device)
+        rounds.append((skip, one / skip, two / skip))
+    skip, one, two = (statistics.median(column) for column in zip(*rounds, strict=True))
     four = two + 2 * max(two - one, 0.0)
     costs = {
         Action.SKIP: 1.0,
@@ -83,15 +92,11 @@ def measure_costs(model: Decoder, bank: AdapterBank, writer: Writer, chunk_size:
 
 
 def _seconds(run: Callable[[], None], device: torch.device) -> float:
-    """Median seconds of a call, after one to warm up."""
-    times = []
-    for _ in range(_REPEATS + 1):
-        begun = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begun)
-    return statistics.median(times[1:])
+    begun = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
 
 
 def cached_costs(
@@ -112,12 +117,9 @@ def cached_costs(
     }
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     path = directory / f"{digest}.json"
-    try:
-        kept = json.loads(path.read_text())
-        costs = {Action[name]: float(cost) for name, cost in kept["costs"].items()}
-        return CostModel("measured", costs, float(kept["chunk_seconds"]))
-    except (OSError, ValueError, KeyError):
-        _LOG.info("timing the actions on this machine")
+    if (known := _recall(path)) is not None:
+        return known
+    _LOG.info("timing the actions on this machine")
     model = measure()
     kept = {
         "key": key,
@@ -130,3 +132,15 @@ def cached_costs(
     except OSError as error:
         _LOG.warning("the measured costs cannot be kept in %s: %s", path, error)
     return model
+
+
+def _recall(path: Path) -> CostModel | None:
+    """The costs kept in a file; None where there is none, or it is damaged."""
+    try:
+        kept = json.loads(path.read_text())
+        costs = {action: float(kept["costs"][action.name]) for action in Action}
+        seconds = float(kept["chunk_seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    sound = all(math.isfinite(figure) and figure > 0 for figure in (*costs.values(), seconds))
+    return CostModel("measured", costs, seconds) if sound else None

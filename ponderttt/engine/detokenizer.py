@@ -95,7 +95,8 @@ class IncrementalDetokenizer:
         new = self._decoder.decode(piece)
         # Bytes that don't continue the unfinished character turn it into U+FFFD and begin after it.
         broken = bool(unfinished and piece) and not _continues(unfinished, piece[0])
-        self.offsets.append(self._generated + broken)
+        lost = len(unfinished.decode(errors="replace")) if broken else 0
+        self.offsets.append(self._generated + lost)
         return self._emit(new)
 
     def flush(self) -> str:
@@ -139,6 +140,8 @@ class IncrementalDetokenizer:
 
 def _continues(unfinished: bytes, byte: int) -> bool:
     """Whether `byte` may follow the beginning of a character in UTF-8."""
+    if unfinished == b"\xed" and byte >= 0xA0:
+        return False  # a surrogate; the decoder notices one byte later
     decoder = codecs.getincrementaldecoder("utf-8")(errors="strict")
     try:
         decoder.decode(unfinished + bytes([byte]))

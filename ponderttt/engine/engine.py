@@ -150,6 +150,9 @@ class Engine:
             for request, sink in zip(requests, events, strict=True)
         ]
         for group in groups:
+            # The queue is limited for the sake of servers; a program's own requests wait here.
+            while self.core.waiting >= self.core.config.max_waiting:
+                self.core.step()
             self.core.enqueue(group)
         while self.core.has_work:
             self.core.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ponderttt.adaptation.actions import Action, CostModel
-from ponderttt.adaptation.chunking import chunk_hash
+from ponderttt.adaptation.chunking import chunk_keys
 from ponderttt.adaptation.features import extract
 from ponderttt.adaptation.gates import (
     Decision,
@@ -29,6 +30,7 @@ from ponderttt.engine.observer import EngineObserver
 from ponderttt.engine.outputs import ChunkEvent, ChunkReport, Reason
 from ponderttt.engine.resolve import ResolvedTTT
 from ponderttt.engine.sequence import Group, PendingWrite, Sequence, Span
+from ponderttt.errors import ModelError
 from ponderttt.fast_weights.bank import AdapterBank, StepTag
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.tokenizer import Tokenizer
@@ -68,15 +70,17 @@ class Learner:
         self.costs = costs
         self.observer = observer
 
-    @property
-    def min_tokens(self) -> int:
-        """Chunks shorter than this are not learned."""
-        return self._writer.rule.min_tokens
+    def is_short(self, tokens: int, ttt: ResolvedTTT) -> bool:
+        """Whether a chunk has too few tokens to be learned; a full chunk never has."""
+        return tokens < min(self._writer.rule.min_tokens, ttt.chunk_size)
 
     def consider(self, sequence: Sequence) -> None:
         """Decide about the chunk that the sequence has just read to its end.
 
         Leaves a `PendingWrite` on the group, or reports the chunk as skipped.
+
+        Raises:
+            ModelError: the chunk's loss or features are not finite.
         """
         begun = time.perf_counter()
         span = sequence.spans.popleft()
@@ -85,11 +89,19 @@ class Learner:
         with torch.inference_mode():
             read = self._chunk_read(sequence, span)
             scores = score(self._model, read)
+            if not math.isfinite(scores.loss):
+                # Entered into the session's averages it would never leave them.
+                raise ModelError(
+                    f"the loss of tokens {span.start} to {span.end} is not finite: check the "
+                    "checkpoint and the session's fast weights"
+                )
             action, reason = self._decide(sequence, span, read, scores)
         loss = scores.loss if scores.losses.numel() else None
         seconds = sequence.read_seconds + time.perf_counter() - begun
         sequence.read_seconds = 0.0
-        pending = PendingWrite(sequence, span, _hash(sequence, span), action, reason, loss, seconds)
+        pending = PendingWrite(
+            sequence, span, self._keys(sequence, span)[-1], action, reason, loss, seconds
+        )
         if action is Action.SKIP:
             self._report(group, session, pending)
         else:
@@ -110,12 +122,12 @@ class Learner:
         session = _session(group)
         if ttt.gate == "off":
             return Action.SKIP, "off"
-        if span.end - span.start < self._writer.rule.min_tokens:
+        if self.is_short(span.end - span.start, ttt):
             return Action.SKIP, "short"
-        if session.has_learned(_hash(sequence, span)):
+        if session.has_learned(self._keys(sequence, span)[-1]):
             return Action.SKIP, "seen"
         costs = self.costs[ttt.cost_model]
-        allowed = session.ledger.allowed(costs, ttt.budget, group.chunks_ahead(sequence))
+        allowed = self._allowed(sequence)
         credit = session.ledger.credit(costs, ttt.budget)
 
         def features() -> Tensor:
@@ -136,6 +148,15 @@ class Learner:
         wanted = self._gate(ttt).choose(decision)
         action = within_budget(wanted, allowed)
         return action, ttt.gate if action is wanted else "budget"
+
+    def _keys(self, sequence: Sequence, span: Span) -> list[str]:
+        ids = sequence.tokens[span.start : span.end]
+        return chunk_keys(ids, sequence.group.ttt.chunk_size, self._writer.rule.min_tokens)
+
+    def _allowed(self, sequence: Sequence) -> frozenset[Action]:
+        group, ttt = sequence.group, sequence.group.ttt
+        ahead = group.chunks_ahead(sequence)
+        return _session(group).ledger.allowed(self.costs[ttt.cost_model], ttt.budget, ahead)
 
     def _gate(self, ttt: ResolvedTTT) -> Gate:
         match ttt.gate:
@@ -171,15 +192,40 @@ class Learner:
         )
         return pending.write
 
-    def step(self, groups: Seq[Group]) -> tuple[StepTag, ...]:
-        """One gradient step of each group's write; finished ones are committed or rolled back."""
+    def _reconsider(self, group: Group) -> None:
+        """Before a write begins: what have other requests of the session learned and spent?"""
+        pending, session = group.write, _session(group)
+        if pending is None or pending.write is not None:
+            return
+        if session.has_learned(pending.chunk):
+            pending.action, pending.reason = Action.SKIP, "seen"
+        else:
+            action = within_budget(pending.action, self._allowed(pending.sequence))
+            if action is not pending.action:
+                pending.action, pending.reason = action, "budget"
+        if pending.action is Action.SKIP:
+            group.write = None
+            self._report(group, session, pending)
+
+    def step(self, groups: Seq[Group]) -> tuple[tuple[StepTag, ...], int]:
+        """One gradient step of each group's write; finished ones are committed or rolled back.
+
+        Returns:
+            Owners and versions of the writes, and their rows; a write whose reason has gone
+            meanwhile is not among them.
+        """
         begun = time.perf_counter()
+        for group in groups:
+            self._reconsider(group)
+        groups = [group for group in groups if group.write is not None]
+        if not groups:
+            return (), 0
         pendings = [group.write for group in groups if group.write is not None]
         writes = [pending.write or self.begin(pending) for pending in pendings]
         tags = tuple(write.tag for write in writes)
         try:
             self._writer.step(writes)
-        except (RuntimeError, MemoryError):
+        except Exception:
             # Out of memory, most likely. The staged states are private, so nothing is half done.
             _LOG.exception("a write failed; it is rolled back and its requests go on")
             for write in writes:
@@ -190,12 +236,14 @@ class Learner:
             pending.seconds += seconds * write.rows / rows
             if write.finished:
                 self._conclude(group, pending, write)
-        return tags
+        return tags, rows
 
     def _conclude(self, group: Group, pending: PendingWrite, write: Write) -> None:
         session = _session(group)
         if write.failure is None:
             session.version = self._bank.commit(write.tag, write.staged)
+            for key in self._keys(pending.sequence, pending.span)[:-1]:
+                session.remember(key)
             session.remember(pending.chunk, pending.span.end - pending.span.start)
         else:
             session.rollbacks += 1
@@ -223,7 +271,8 @@ class Learner:
             rollback=failure,
         )
         session.record(pending.loss_before, nominal)
-        session.ledger.charge(action, self.costs, pending.seconds)
+        budgeted = group.ttt.gate != "off" and group.ttt.budget is not None
+        session.ledger.charge(action, self.costs, pending.seconds, budgeted=budgeted)
         group.reports.append(report)
         self.observer.chunk(report)
         group.sink(ChunkEvent(report))
@@ -233,7 +282,3 @@ def _session(group: Group) -> Session:
     if group.session is None:
         raise RuntimeError(f"request {group.id} has chunks but no fast weights")
     return group.session
-
-
-def _hash(sequence: Sequence, span: Span) -> str:
-    return chunk_hash(sequence.tokens[span.start : span.end])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -48,9 +49,14 @@ class Phases:
         self._learner = learner
         self._emitter = emitter
         self._fork = fork
+        self.failed: list[tuple[Group, Exception]] = []
 
     def run(self, plan: Plan) -> tuple[PhaseKind, tuple[StepTag, ...], int]:
-        """Run one phase; returns its kind, what it read or wrote, and its rows."""
+        """Run one phase; returns its kind, what it read or wrote, and its rows.
+
+        Requests that failed by themselves are in `failed` afterwards.
+        """
+        self.failed.clear()
         match plan:
             case PrefillPlan(pieces):
                 tags = self._reader.tags([s for s, _ in pieces])
@@ -61,8 +67,16 @@ class Phases:
                 self._decode(plan, tags)
                 return "decode", tags, len(sequences)
             case WritePlan(groups):
-                rows = sum(g.write.rows for g in groups if g.write is not None)
-                return "write", self._learner.step(groups), rows
+                tags, rows = self._learner.step(groups)
+                return "write", tags, rows
+
+    @contextmanager
+    def _alone(self, sequence: Sequence) -> Iterator[None]:
+        """What goes wrong with one sequence of a phase is noted, and the others go on."""
+        try:
+            yield
+        except Exception as error:  # whatever it is, it concerns this request alone
+            self.failed.append((sequence.group, error))
 
     def _prefill(self, plan: PrefillPlan, tags: tuple[StepTag, ...]) -> None:
         begun = time.perf_counter()
@@ -75,10 +89,15 @@ class Phases:
             if not s.group.background
         ]
         for sequence, last in done:
-            self._prompt_read(sequence, last)
+            with self._alone(sequence):
+                self._prompt_read(sequence, last)
+        broken = {id(group) for group, _ in self.failed}
         for sequence, _ in plan.pieces:
+            if id(sequence.group) in broken:
+                continue
             if sequence.spans and sequence.computed == sequence.spans[0].end:
-                self._learner.consider(sequence)
+                with self._alone(sequence):
+                    self._learner.consider(sequence)
 
     @torch.inference_mode()
     def _prompt_read(self, sequence: Sequence, last: torch.Tensor) -> None:
@@ -119,11 +138,17 @@ class Phases:
         normed = self._reader.read(pieces, tags)
         logits = self._model.logits(torch.cat(normed))
         states = [s.sampler for s in plan.sequences if s.sampler is not None]
-        tokens = sample(logits, states)
+        try:
+            tokens = sample(logits, states)
+        except NonFiniteLogitsError:
+            # Nothing was drawn, so those that are not at fault read this position once more.
+            self._reader.take_back(plan.sequences)
+            raise
         self._share_time(pieces, begun)
         for sequence, token in zip(plan.sequences, tokens, strict=True):
-            self._take(sequence, token)
-            self._consider_generated(sequence)
+            with self._alone(sequence):
+                self._take(sequence, token)
+                self._consider_generated(sequence)
 
     def _take(self, sequence: Sequence, token: SampledToken) -> None:
         if sequence.generated == 0 and self._learns_generated(sequence.group):
@@ -142,7 +167,7 @@ class Phases:
         span, group = sequence.spans[0], sequence.group
         if sequence.status is Status.FINISHED:
             sequence.spans.clear()
-            short = sequence.computed - span.start < self._learner.min_tokens
+            short = self._learner.is_short(sequence.computed - span.start, group.ttt)
             # Weights that live for this request only have no reader left.
             if short or group.session is None or group.session.ephemeral:
                 return

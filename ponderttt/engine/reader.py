@@ -74,6 +74,12 @@ class Reader:
             sequence.cache.length = sequence.computed
         return normed
 
+    def take_back(self, sequences: Seq[Sequence]) -> None:
+        """Forget the last position that each sequence read."""
+        for sequence in sequences:
+            sequence.computed -= 1
+            sequence.cache.length = sequence.computed
+
     def _token_ids(self, pieces: Seq[tuple[Sequence, int]]) -> Tensor:
         flat = [
             token

@@ -16,6 +16,9 @@ from ponderttt.engine.sequence import Group, PendingWrite, Sequence, Status
 # Prefills may pass over waiting writes this often, to fill the batch of the next write.
 _PATIENCE = 2
 
+# Rows of a prompt below which a piece is not worth a phase.
+_LEAST_PIECE = 64
+
 
 @dataclass(frozen=True, slots=True)
 class PrefillPlan:
@@ -61,7 +64,9 @@ class Scheduler:
         groups = list(groups)
         # A background write that has begun holds its session; let it finish first.
         plan = self._plan([g for g in groups if not g.background or _has_begun(g.write)])
-        return plan or self._plan([g for g in groups if g.background])
+        return plan or self._plan(
+            _oldest_of_each_session(g for g in groups if g.background), background=True
+        )
 
     def account(self, kind: PhaseKind, seconds: float) -> None:
         """Note how long a phase took, so that the shares come out right."""
@@ -71,14 +76,16 @@ class Scheduler:
         else:
             self._owed_to_decode = seconds * share / (1.0 - share)
 
-    def _plan(self, groups: list[Group]) -> Plan | None:
+    def _plan(self, groups: list[Group], *, background: bool = False) -> Plan | None:
         free = [s for g in groups if g.write is None for s in g.sequences]
         decoding = tuple(s for s in free if s.status is Status.DECODE)
         prefilling = [s for s in free if s.status is Status.PREFILL]
         writing = _writable(groups)
         if decoding and (self._owed_to_decode > 0.0 or not (prefilling or writing)):
             return DecodePlan(decoding)
-        room = self._config.busy_batch_tokens if decoding else self._config.max_batch_tokens
+        # A request that arrives in idle time waits for the phase that runs; keep it short.
+        small = bool(decoding) or background
+        room = self._config.busy_batch_tokens if small else self._config.max_batch_tokens
         if writing and (not prefilling or self._writes_passed_over >= _PATIENCE):
             self._writes_passed_over = 0
             return _fill_writes(writing, room)
@@ -88,13 +95,20 @@ class Scheduler:
         return None
 
 
+def _oldest_of_each_session(groups: Iterable[Group]) -> list[Group]:
+    """In the background a session learns one answer after the other."""
+    oldest: dict[str, Group] = {}
+    for group in groups:
+        if group.session is not None:
+            oldest.setdefault(group.session.owner, group)
+    return list(oldest.values())
+
+
 def _writable(groups: list[Group]) -> list[Group]:
-    """Groups whose write may step now: one a session, a write that has begun before others."""
-    chosen: dict[str, Group] = {}
-    for group in sorted(groups, key=lambda g: not _has_begun(g.write)):
-        if group.write is not None and group.session is not None:
-            chosen.setdefault(group.session.owner, group)
-    return list(chosen.values())
+    """Groups whose write may step now: one a session; those that have begun, then the oldest."""
+    waiting = [(g.write, g) for g in groups if g.write is not None]
+    waiting.sort(key=lambda pair: (not _has_begun(pair[0]), pair[0].decided))
+    return _oldest_of_each_session(group for _, group in waiting)
 
 
 def _has_begun(pending: PendingWrite | None) -> bool:
@@ -114,11 +128,14 @@ def _fill_writes(groups: list[Group], room: int) -> WritePlan:
 
 def _fill_prefill(sequences: list[Sequence], room: int) -> PrefillPlan:
     replays = sequences[0].replays
+    alike = [sequence for sequence in sequences if sequence.replays is replays]
+    # An equal part each, so that a short prompt does not wait for a long one's end.
+    part = max(room // len(alike), _LEAST_PIECE)
     pieces = []
-    for sequence in sequences:
-        if sequence.replays is not replays or room <= 0:
-            continue
-        count = min(sequence.prefill_end - sequence.computed, room)
+    for sequence in alike:
+        if room <= 0:
+            break
+        count = min(sequence.prefill_end - sequence.computed, part, room)
         pieces.append((sequence, count))
         room -= count
     return PrefillPlan(tuple(pieces))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class Span:
     phase: Phase
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Sequence:
     """Tokens of one request (or document window) and how far they are computed.
 
@@ -86,9 +87,13 @@ class Sequence:
         return min(self.spans[0].end, self.prompt_len) if self.spans else self.prompt_len
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PendingWrite:
-    """A chunk whose update has been decided; `write` is made when its turn comes."""
+    """A chunk whose update has been decided; `write` is made when its turn comes.
+
+    Args:
+        decided: seconds of the monotonic clock; of a session's writes the oldest goes first.
+    """
 
     sequence: Sequence
     span: Span
@@ -98,6 +103,7 @@ class PendingWrite:
     loss_before: float | None
     seconds: float
     write: Write | None = None
+    decided: float = field(default_factory=time.monotonic)
 
     @property
     def rows(self) -> int:
@@ -105,7 +111,7 @@ class PendingWrite:
         return self.span.end - max(self.span.start, 1)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Group:
     """One request while the engine works on it.
 

@@ -55,4 +55,5 @@ class BatchedAdapter:
 
 
 def _low_rank(x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    return (x @ a.transpose(-1, -2) * scale) @ b.transpose(-1, -2)
+    delta = (x.to(a.dtype) @ a.transpose(-1, -2) * scale) @ b.transpose(-1, -2)
+    return delta.to(x.dtype)

@@ -99,6 +99,8 @@ def torch_dtype(name: str) -> torch.dtype:
     return known[name]
 
 
+# Weights made in inference mode could not take part in a write.
+@torch.inference_mode(False)
 def load_decoder(
     path: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> Decoder:

@@ -127,7 +127,6 @@ def _as_model_error(repository: str) -> Iterator[None]:
     """Put the hub client's errors into our words; the original stays chained."""
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -147,7 +146,7 @@ def _as_model_error(repository: str) -> Iterator[None]:
         ) from error
     except (HFValidationError, LocalEntryNotFoundError) as error:
         raise ModelError(f"{repository!r} could not be fetched: {error}") from error
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the hub client lets errors of its HTTP and xet layers through
         raise ModelError(
             f"{repository!r} could not be fetched from {endpoint()}: {error}. What has come is "
             "kept; try again"

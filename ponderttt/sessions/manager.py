@@ -6,6 +6,8 @@ import copy
 import time
 import uuid
 
+import torch
+
 from ponderttt.adaptation.params import TTTParams
 from ponderttt.errors import ConflictError, NotFoundError, OverloadedError
 from ponderttt.fast_weights.bank import BASE_SLOT, AdapterBank, AdapterState
@@ -118,7 +120,8 @@ class SessionManager:
 
     def norm(self, session: Session) -> float:
         """L2 distance of the fast weights from fresh ones."""
-        return float((self.state(session).weights - self._bank.fresh_weights).norm())
+        weights = self.state(session).weights
+        return float((weights - self._bank.fresh_weights.to(weights.device)).norm())
 
     def acquire(self, session: Session) -> bool:
         """Pin the session into the bank; False where every slot is pinned by others."""
@@ -145,7 +148,8 @@ class SessionManager:
         if not idle:
             return False
         oldest = min(idle, key=lambda s: s.last_used)
-        oldest.state = self._bank.release(oldest.slot, oldest.owner)
+        state = self._bank.release(oldest.slot, oldest.owner)
+        oldest.state = state.to(torch.device("cpu"))
         oldest.slot = BASE_SLOT
         self.evictions += 1
         return True

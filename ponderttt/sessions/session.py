@@ -33,7 +33,7 @@ def check_session_id(param: str, name: str) -> None:
         )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Session:
     """One owner of fast weights. Records state; never calls the engine.
 
@@ -75,8 +75,8 @@ class Session:
         """Whether the chunk with this hash was learned before."""
         return chunk in self.learned
 
-    def remember(self, chunk: str, tokens: int) -> None:
-        """Enter a learned chunk."""
+    def remember(self, chunk: str, tokens: int = 0) -> None:
+        """Enter a learned chunk by one of its names; its tokens count once."""
         self.learned[chunk] = None
         self.learned_tokens += tokens
         if len(self.learned) > MAX_LEARNED:

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request, Response
 
 from ponderttt.engine.request import GenerateRequest
 from server.context import ContextDep
-from server.prompts import Prompt, check_length, check_room
+from server.prompts import Prompt, check_bytes, check_length, check_room, check_token_ids
 from server.replies import ChatReply, Head
-from server.routes.common import ERRORS, StrictRoute, answer, streamed
+from server.routes.common import ERRORS, StrictRoute, answer, session_in_ttt, streamed
 from server.schemas.chat import ChatRequest, ChatResponse
 
 router = APIRouter(tags=["completions"], route_class=StrictRoute, responses=ERRORS)
@@ -26,6 +26,8 @@ async def create_chat_completion(
     ttt = body.ttt.params(body.ttt.session) if body.ttt is not None else None
     core = context.engine.core
     messages = [message.for_template() for message in body.messages]
+    texts = [message["content"] for message in messages]
+    check_bytes("messages", texts, core.max_model_len)
     ids = await asyncio.to_thread(core.tokenizer.apply_chat_template, messages)
     prompt = Prompt(tuple(ids), None)
     check_length("messages", len(ids), core.max_model_len)
@@ -36,7 +38,9 @@ async def create_chat_completion(
     # Asked for, but without a number: the token's own.
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     sampling = body.sampling(new_tokens, logprobs)
-    events = await context.submit([GenerateRequest(prompt.ids, sampling, ttt)])
+    check_token_ids("stop_token_ids", sampling.stop_token_ids, core.tokenizer.vocab_size)
+    with session_in_ttt():
+        events = await context.submit([GenerateRequest(prompt.ids, sampling, ttt)])
     reply = ChatReply(
         Head.new("chatcmpl", core.model_name), core.tokenizer, logprobs=bool(body.logprobs)
     )

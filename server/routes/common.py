@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from fastapi import Request, Response
 from pydantic import BaseModel
 
-from ponderttt.errors import InvalidRequestError
+from ponderttt.errors import InvalidRequestError, NotFoundError
 from server.body import StrictRoute
 from server.collect import collect
 from server.disconnect import ClientGoneError, while_connected
@@ -20,7 +21,8 @@ from server.sse import EventResponse
 from server.stream import stream_reply
 
 __all__ = [
-    "ERRORS", "StrictRoute", "answer", "json_response", "own_field_names", "streamed",
+    "ERRORS", "StrictRoute", "answer", "json_response", "own_field_names",
+    "session_in_ttt", "streamed",
 ]  # fmt: skip
 
 
@@ -86,7 +88,19 @@ async def answer(
     finally:
         # Where the work was cancelled before it began.
         await events.aclose()
-    return json_response(reply.whole(outcome))
+    # Spelling thousands of tokens takes a while.
+    return await asyncio.to_thread(lambda: json_response(reply.whole(outcome)))
+
+
+@contextmanager
+def session_in_ttt() -> Iterator[None]:
+    """The `session` that the engine does not find is `ttt.session` in a completion."""
+    try:
+        yield
+    except NotFoundError as error:
+        if error.param != "session":
+            raise
+        raise NotFoundError("ttt.session", str(error)) from error
 
 
 @contextmanager

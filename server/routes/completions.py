@@ -10,9 +10,9 @@ from ponderttt.engine.request import GenerateRequest
 from ponderttt.engine.sampling_params import SamplingParams
 from ponderttt.errors import InvalidRequestError
 from server.context import ContextDep
-from server.prompts import check_room, encode_prompts
+from server.prompts import check_room, check_token_ids, encode_prompts
 from server.replies import CompletionReply, Head
-from server.routes.common import ERRORS, StrictRoute, answer, streamed
+from server.routes.common import ERRORS, StrictRoute, answer, session_in_ttt, streamed
 from server.schemas.completion import CompletionRequest, CompletionResponse
 
 router = APIRouter(tags=["completions"], route_class=StrictRoute, responses=ERRORS)
@@ -30,10 +30,14 @@ async def create_completion(
     sampling = _sampling(body)
     ttt = body.ttt.params(body.ttt.session) if body.ttt is not None else None
     core = context.engine.core
-    prompts = await asyncio.to_thread(encode_prompts, core.tokenizer, body, core.config.max_waiting)
+    check_token_ids("stop_token_ids", sampling.stop_token_ids, core.tokenizer.vocab_size)
+    prompts = await asyncio.to_thread(
+        encode_prompts, core.tokenizer, body, core.config.max_waiting, core.max_model_len
+    )
     for prompt in prompts:
         check_room(prompt, sampling.max_tokens, core.max_model_len, "max_tokens")
-    events = await context.submit([GenerateRequest(p.ids, sampling, ttt) for p in prompts])
+    with session_in_ttt():
+        events = await context.submit([GenerateRequest(p.ids, sampling, ttt) for p in prompts])
     reply = CompletionReply(
         Head.new("cmpl", core.model_name),
         core.tokenizer,

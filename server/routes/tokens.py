@@ -27,14 +27,9 @@ async def tokenize(body: TokenizeRequest, context: ContextDep) -> TokenizeRespon
     """Token ids of a text or a chat."""
     context.check_model(body.model)
     core = context.engine.core
-    tokens = await asyncio.to_thread(_encode, core.tokenizer, body)
+    tokens, texts = await asyncio.to_thread(_encode, core.tokenizer, body)
     return TokenizeResponse(
-        count=len(tokens),
-        max_model_len=core.max_model_len,
-        tokens=tokens,
-        token_strs=[token_text(core.tokenizer, token_id) for token_id in tokens]
-        if body.return_token_strs
-        else None,
+        count=len(tokens), max_model_len=core.max_model_len, tokens=tokens, token_strs=texts
     )
 
 
@@ -43,11 +38,21 @@ async def detokenize(body: DetokenizeRequest, context: ContextDep) -> Detokenize
     """The text of token ids."""
     context.check_model(body.model)
     tokenizer = context.engine.core.tokenizer
-    check_token_ids("tokens", body.tokens, tokenizer.vocab_size)
-    return DetokenizeResponse(prompt=await asyncio.to_thread(tokenizer.decode, body.tokens))
+    return DetokenizeResponse(prompt=await asyncio.to_thread(_decode, tokenizer, body.tokens))
 
 
-def _encode(tokenizer: Tokenizer, body: TokenizeRequest) -> list[int]:
+def _encode(tokenizer: Tokenizer, body: TokenizeRequest) -> tuple[list[int], list[str] | None]:
+    ids = _ids(tokenizer, body)
+    wanted = body.return_token_strs
+    return ids, [token_text(tokenizer, token_id) for token_id in ids] if wanted else None
+
+
+def _decode(tokenizer: Tokenizer, tokens: list[int]) -> str:
+    check_token_ids("tokens", tokens, tokenizer.vocab_size)
+    return tokenizer.decode(tokens)
+
+
+def _ids(tokenizer: Tokenizer, body: TokenizeRequest) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("prompt", "give either prompt or messages")
     if body.messages is not None:

@@ -8,10 +8,13 @@ from pydantic import ConfigDict, Field
 
 from ponderttt.engine.sampling_params import MAX_LOGPROBS
 from ponderttt.errors import InvalidRequestError
-from server.schemas.base import RequestModel, ResponseModel, forms, ignored
+from server.schemas.base import RequestModel, ResponseModel, forms, ignored, items
 from server.schemas.completion import Usage
 from server.schemas.sampling import SamplingFields
 from server.schemas.ttt import TTTResult
+
+#: Turns of one chat.
+MAX_MESSAGES = 4096
 
 
 class TextPart(RequestModel):
@@ -26,7 +29,8 @@ class Message(RequestModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[
-        str | list[TextPart], forms('a string or a list of {"type": "text", "text": …}')
+        str | Annotated[list[TextPart], items()],
+        forms('a string or a list of {"type": "text", "text": …}'),
     ]
     name: str | None = None
     tool_call_id: Any = ignored()
@@ -61,7 +65,7 @@ class ChatRequest(SamplingFields):
         }
     )
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], items(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = Field(
         None, ge=0, description="New tokens at most; the newer name of `max_tokens`."
     )

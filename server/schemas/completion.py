@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from ponderttt.engine.sampling_params import MAX_LOGPROBS
-from server.schemas.base import ResponseModel, forms
+from server.schemas.base import ResponseModel, forms, items
 from server.schemas.sampling import SamplingFields
 from server.schemas.ttt import TTTResult
 
+TokenIds = Annotated[list[int], items()]
 PromptField = Annotated[
-    str | list[str] | list[int] | list[list[int]],
+    str | Annotated[list[str], items()] | TokenIds | Annotated[list[TokenIds], items()],
     forms("a string, a list of strings, a list of token ids, or a list of lists of token ids"),
 ]
 

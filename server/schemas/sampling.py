@@ -9,7 +9,7 @@ from pydantic import Field
 
 from ponderttt.engine.sampling_params import MAX_N, SamplingParams
 from ponderttt.errors import InvalidRequestError
-from server.schemas.base import RequestModel, forms, ignored
+from server.schemas.base import RequestModel, forms, ignored, items
 from server.schemas.ttt import TTTOptions
 
 _TOKEN_ID = re.compile("[0-9]{1,9}")
@@ -34,10 +34,12 @@ class SamplingFields(RequestModel):
         None, ge=0, le=1, description="Least probability relative to the best token; default 0."
     )
     n: int | None = Field(None, ge=1, le=MAX_N, description="Choices per prompt; default 1.")
-    stop: Annotated[str | list[str] | None, forms("a string or a list of strings")] = Field(
-        None, description="Strings that end the text; they are left out of it."
+    stop: Annotated[
+        str | Annotated[list[str], items()] | None, forms("a string or a list of strings")
+    ] = Field(None, description="Strings that end the text; they are left out of it.")
+    stop_token_ids: Annotated[list[int], items(max_length=128)] | None = Field(
+        None, description="Tokens that end the text."
     )
-    stop_token_ids: list[int] | None = Field(None, description="Tokens that end the text.")
     ignore_eos: bool | None = Field(None, description="Go on after an end-of-text token.")
     seed: int | None = Field(
         None, ge=-(2**63), lt=2**63, description="The same seed gives the same text."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
 from ponderttt.adaptation.actions import CostModelName
 from ponderttt.adaptation.params import AdaptOn, GateName, When
-from server.schemas.base import RequestModel, ResponseModel
+from server.schemas.base import RequestModel, ResponseModel, items
 from server.schemas.ttt import (
     Chunk,
     LearningOptions,
@@ -55,7 +55,7 @@ class AdaptBody(LearningOptions):
         }
     )
 
-    documents: list[Document] = Field(min_length=1, max_length=MAX_DOCUMENTS)
+    documents: Annotated[list[Document], items(min_length=1, max_length=MAX_DOCUMENTS)]
     stream: bool | None = Field(None, description="Send an event per chunk (SSE).")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import ConfigDict, Field
 
-from server.schemas.base import RequestModel, ResponseModel
-from server.schemas.chat import Message
+from server.schemas.base import RequestModel, ResponseModel, items
+from server.schemas.chat import MAX_MESSAGES, Message
 
 
 class TokenizeRequest(RequestModel):
@@ -15,7 +17,7 @@ class TokenizeRequest(RequestModel):
 
     model: str | None = Field(None, description="The served model, which is also the default.")
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: Annotated[list[Message], items(min_length=1, max_length=MAX_MESSAGES)] | None = None
     add_special_tokens: bool = Field(
         True, description="Put the opening token before a text; a chat's template does so itself."
     )
@@ -38,7 +40,7 @@ class DetokenizeRequest(RequestModel):
     model_config = ConfigDict(json_schema_extra={"examples": [{"tokens": [1, 2, 3]}]})
 
     model: str | None = Field(None, description="The served model, which is also the default.")
-    tokens: list[int]
+    tokens: Annotated[list[int], items()]
 
 
 class DetokenizeResponse(ResponseModel):

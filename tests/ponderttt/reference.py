@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
@@ -58,10 +59,30 @@ def hf_logits(model: Any, ids: Sequence[int]) -> Tensor:
     return logits
 
 
+@contextmanager
+def _peft_behind_transformers() -> Iterator[None]:
+    """Bear with a deprecated name that PEFT 0.21 still uses."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        yield
+
+
+def with_peft(model: Any, config: LoraConfig) -> Any:
+    """A transformers model with a new adapter."""
+    with _peft_behind_transformers():
+        return get_peft_model(model, config)
+
+
+def with_peft_from(model: Any, adapter: Path, *, trainable: bool = False) -> Any:
+    """A transformers model with an adapter directory that PEFT itself loads."""
+    with _peft_behind_transformers():
+        return PeftModel.from_pretrained(model, adapter, is_trainable=trainable).eval()
+
+
 def peft_logits(path: Path, adapter: Path, ids: Sequence[int]) -> Tensor:
-    """[T, V] of the checkpoint with an adapter directory that PEFT itself loads."""
+    """[T, V] of the checkpoint with an adapter directory."""
     with hf_model(path) as model:
-        return hf_logits(PeftModel.from_pretrained(model, adapter).eval(), ids)
+        return hf_logits(with_peft_from(model, adapter), ids)
 
 
 @torch.inference_mode()
@@ -112,6 +133,11 @@ def random_ids(vocabulary: int, count: int, seed: int = 0) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     ids: list[int] = torch.randint(vocabulary, (count,), generator=generator).tolist()
     return ids
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    """Seeded standard normal numbers."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def random_weights(layout: AdapterLayout, seed: int, spread: float = 0.05) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ponderttt.adaptation.chunking import chunk_hash, chunk_spans
+from ponderttt.adaptation.chunking import chunk_hash, chunk_keys, chunk_spans
 
 TOKENS = st.lists(st.integers(0, 2**31), min_size=1, max_size=40)
 
@@ -42,3 +42,33 @@ def test_hash_of_a_chunk_is_128_bits_of_sha256_over_its_ids() -> None:
 def test_hash_of_small_ids_does_not_depend_on_how_they_could_be_glued() -> None:
     assert chunk_hash([1, 23]) != chunk_hash([12, 3])
     assert chunk_hash([0]) != chunk_hash([0, 0])
+
+
+def test_keys_of_a_growing_chunk_change_with_every_quarter() -> None:
+    ids = list(range(64))
+    looked_up = [chunk_keys(ids[:length], 64, 8)[-1] for length in range(8, 65)]
+    names = [chunk_hash(ids[:length]) for length in (8, 16, 32, 48, 64)]
+    assert looked_up == [names[0]] * 8 + [names[1]] * 16 + [names[2]] * 16 + [names[3]] * 16 + [
+        names[4]
+    ]
+
+
+@given(TOKENS, st.integers(16, 48), st.integers(2, 64), st.integers(0, 9))
+def test_keys_of_a_learned_chunk_make_every_beginning_of_it_seen(
+    ids: list[int], size: int, least: int, cut: int
+) -> None:
+    ids = ids[:size]
+    part = ids[: max(len(ids) - cut, 1)]
+    if len(part) >= min(least, size):
+        assert chunk_keys(part, size, least)[-1] in chunk_keys(ids, size, least)
+
+
+def test_keys_of_a_full_chunk_name_its_whole_and_its_quarters() -> None:
+    ids = list(range(64))
+    names = [chunk_hash(ids[:length]) for length in (8, 16, 32, 48, 64)]
+    assert chunk_keys(ids, 64, 8) == names
+    assert chunk_keys([*ids[:63], 99], 64, 8)[-1] not in names
+
+
+def test_keys_of_a_chunk_below_the_least_length_name_all_of_it() -> None:
+    assert chunk_keys([1, 2, 3], 64, 8) == [chunk_hash([1, 2, 3])]

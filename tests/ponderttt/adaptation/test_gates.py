@@ -136,6 +136,15 @@ def test_threshold_without_a_budget_updates_always() -> None:
     assert set(wanted) == {Action.UPDATE_1}
 
 
+def test_threshold_is_not_raised_by_what_the_ledger_refuses() -> None:
+    gate, state = ThresholdGate(), ThresholdState()
+    for loss in losses_of(_stationary, 200):
+        gate.choose(decision(loss, state=state, allowed=frozenset({Action.SKIP})))
+    # So it wants to update nearly everything now, as soon as it may.
+    wanted = [gate.choose(decision(loss, state=state)) for loss in losses_of(_stationary, 20)]
+    assert wanted.count(Action.UPDATE_1) >= 18
+
+
 def test_threshold_of_two_sessions_keeps_their_states_apart() -> None:
     gate, mine, other = ThresholdGate(), ThresholdState(), ThresholdState()
     noise = random.Random(3)

@@ -173,6 +173,24 @@ def test_charge_enters_both_cost_models_the_action_and_the_seconds() -> None:
     assert ledger.chunks_by_action == {"SKIP": 1, "UPDATE_1": 0, "UPDATE_2": 1, "UPDATE_4": 0}
 
 
+def test_chunks_without_a_budget_neither_earn_nor_owe() -> None:
+    ledger = Ledger()
+    for action in (Action.UPDATE_4, Action.SKIP, Action.SKIP):
+        ledger.charge(action, MODELS, 0.5, budgeted=False)
+    assert ledger.credit(NOMINAL, 2.0) == 0.0
+    assert ledger.allowed(NOMINAL, 3.0) == {Action.SKIP, Action.UPDATE_1}
+    assert ledger.accounts["nominal"].mean == 0.0
+    # They are counted all the same.
+    assert (ledger.chunks, ledger.seconds) == (3, 1.5)
+    assert ledger.mean("nominal") == pytest.approx(14.0 / 3)
+    assert ledger.mean("measured") == pytest.approx(6.4 / 3)
+    assert ledger.chunks_by_action["UPDATE_4"] == 1
+
+
+def test_ledger_before_its_first_chunk_has_means_of_zero() -> None:
+    assert (Ledger().mean("nominal"), Ledger().mean("measured")) == (0.0, 0.0)
+
+
 def test_account_before_its_first_chunk_has_a_mean_of_zero() -> None:
     assert Account().mean == 0.0
 

@@ -139,7 +139,7 @@ def test_replay_has_gradients_that_stop_at_the_cache(texts: Texts) -> None:
     cache = decoder.new_cache(TOKENS)
     # Read in inference mode, as serving does: the cache must still allow gradients later.
     reference.forward(decoder, [(cache, 0, texts.ids[0])])
-    x = torch.randn(30, decoder.config.hidden_size, dtype=decoder.dtype).requires_grad_()
+    x = reference.noise(30, decoder.config.hidden_size).to(decoder.dtype).requires_grad_()
     (logits,) = replay(decoder, 2, [(cache, 40, x)])
     (gradient,) = torch.autograd.grad(logits[-1].logsumexp(0), x)
     assert gradient.abs().sum(dim=1).gt(0).all()

@@ -146,7 +146,12 @@ def test_config_with_code_of_its_own_is_refused_without_asking(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     questions: list[str] = []
-    monkeypatch.setattr("builtins.input", lambda question="": questions.append(question) or "n")
+
+    def ask(question: str = "") -> str:
+        questions.append(question)
+        return "n"
+
+    monkeypatch.setattr("builtins.input", ask)
     changes = {"model_type": "my-own", "auto_map": {"AutoConfig": "configuration_my_own.MyConfig"}}
     with pytest.raises(ModelError, match="custom code"):
         ModelConfig.from_pretrained(write_config(tmp_path, LlamaConfig(**SIZES), **changes))

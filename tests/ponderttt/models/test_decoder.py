@@ -72,10 +72,10 @@ def gpt2(**changes: Any) -> tuple[PretrainedConfig, type]:
     return GPT2Config(**{**GPT2_SIZES, **changes}), GPT2LMHeadModel
 
 
-def assert_same_logits(ours: Tensor, theirs: Tensor) -> None:
+def assert_same_logits(ours: Tensor, theirs: Tensor, rtol: float = 0.0) -> None:
     # Flat logits would agree with anything.
     assert theirs.std() > 0.5
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=reference.LOGITS_TOLERANCE)
+    torch.testing.assert_close(ours, theirs, rtol=rtol, atol=reference.LOGITS_TOLERANCE)
 
 
 @pytest.mark.parametrize("fixture", reference.FAMILIES)
@@ -162,4 +162,6 @@ def test_logits_of_an_embedded_model_are_those_of_transformers(
     # One model in memory at a time: the larger takes 2.5 GB.
     with reference.hf_model(path) as model:
         expected = reference.hf_logits(model, ids)
-    assert_same_logits(reference.our_logits(load_decoder(path), ids), expected)
+    # Observed: equal to the last bit. Logits reach 40, though, and the two attentions that
+    # transformers has differ by 1e-4 from each other, so another machine may need the last term.
+    assert_same_logits(reference.our_logits(load_decoder(path), ids), expected, rtol=1e-5)

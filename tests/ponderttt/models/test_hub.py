@@ -160,3 +160,19 @@ def test_download_file_with_the_hub_away_fails_within_seconds(
     with pytest.raises(ModelError, match="out of reach"):
         hub.download_file("owner/model", "model.gguf", tmp_path, progress=False)
     assert time.monotonic() - start < 5
+
+
+def test_error_of_a_layer_below_the_hub_client_becomes_a_model_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A hub that answers and a file host that does not: the HTTP layer's own error comes through.
+    class ConnectError(Exception):
+        pass
+
+    def fail(*_: object, **__: object) -> str:
+        raise ConnectError("connection refused")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ModelError, match="connection refused") as caught:
+        hub.download_model("owner/model", progress=False, offline=False)
+    assert "owner/model" in str(caught.value)

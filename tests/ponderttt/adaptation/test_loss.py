@@ -1,0 +1,92 @@
+"""Losses in slices, against torch's cross-entropy under autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ponderttt.adaptation.loss import SLICE_ROWS, logit_slices, token_losses, weighted_loss
+from tests.ponderttt import reference
+
+HIDDEN, VOCABULARY = 16, 50
+ROWS = [1, SLICE_ROWS - 1, SLICE_ROWS, SLICE_ROWS + 1, 300]
+
+
+def make(rows: int, spread: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Normed rows, output matrix, targets; whole multiples of 1/32, so that logits are exact."""
+    normed = (reference.noise(rows, HIDDEN) * 4).round() / 4 * spread
+    head = (reference.noise(HIDDEN, VOCABULARY, seed=1) * 8).round() / 8
+    return normed, head, torch.tensor(reference.random_ids(VOCABULARY, rows, seed=2))
+
+
+def test_slices_cover_every_row_once_and_stay_small() -> None:
+    normed, head, _ = make(300)
+    slices = list(logit_slices(normed, head))
+    assert [rows.stop - rows.start for rows, _ in slices] == [128, 128, 44]
+    torch.testing.assert_close(
+        torch.cat([logits for _, logits in slices]), normed @ head, rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("spread", [1.0, 300.0])
+def test_token_losses_equal_cross_entropy(rows: int, spread: float) -> None:
+    """The second spread gives logits of thousands, whose exponentials would overflow."""
+    normed, head, targets = make(rows, spread)
+    losses = token_losses(normed, head, targets)
+    expected = F.cross_entropy(normed @ head, targets, reduction="none")
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(("spread", "tolerance"), [(1.0, 1e-5), (300.0, 5e-4)])
+def test_weighted_loss_and_its_gradient_equal_cross_entropy(
+    rows: int, spread: float, tolerance: float
+) -> None:
+    """Logits of thousands come as multiples of 2e-4 in float32, hence the second tolerance."""
+    normed, head, targets = make(rows, spread)
+    weights = reference.noise(rows, seed=3).abs()
+    weights[0] = 0.25
+    weights[1::7] = 0.0
+    ours, theirs = normed.clone().requires_grad_(), normed.clone().requires_grad_()
+    total, losses = weighted_loss(ours, head, targets, weights)
+    each = F.cross_entropy(theirs @ head, targets, reduction="none")
+    expected = (each * weights).sum()
+    torch.testing.assert_close(losses, each.detach(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-5)
+    # Something comes before and after it, so that the incoming gradient is not one.
+    (gradient,) = torch.autograd.grad(2.5 * total, ours)
+    (reference_gradient,) = torch.autograd.grad(2.5 * expected, theirs)
+    assert reference_gradient.abs().max() > 0.1
+    torch.testing.assert_close(gradient, reference_gradient, rtol=1e-5, atol=tolerance)
+
+
+def test_weighted_loss_differentiates_through_what_comes_before() -> None:
+    normed, head, targets = make(150)
+    weights = torch.full((150,), 1 / 150)
+    scale = torch.ones(HIDDEN, requires_grad=True)
+    total, losses = weighted_loss(normed * scale, head, targets, weights)
+    (gradient,) = torch.autograd.grad(total, scale)
+    expected = F.cross_entropy((normed * scale) @ head, targets)
+    (reference_gradient,) = torch.autograd.grad(expected, scale)
+    torch.testing.assert_close(gradient, reference_gradient, rtol=0, atol=1e-6)
+    assert not losses.requires_grad
+
+
+def test_row_that_is_not_finite_leaves_the_others() -> None:
+    normed, head, targets = make(140)
+    weights = torch.full((140,), 1.0)
+    good = normed.clone().requires_grad_()
+    total, losses = weighted_loss(good, head, targets, weights)
+    (gradient,) = torch.autograd.grad(total, good)
+    normed[130, 3] = float("nan")
+    bad = normed.requires_grad_()
+    total, spoiled_losses = weighted_loss(bad, head, targets, weights)
+    (spoiled,) = torch.autograd.grad(total, bad)
+    others = torch.arange(140) != 130
+    assert spoiled_losses[130].isnan()
+    assert spoiled[130].isnan().any()
+    assert torch.equal(spoiled_losses[others], losses[others])
+    assert torch.equal(spoiled[others], gradient[others])

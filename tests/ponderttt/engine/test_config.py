@@ -1,0 +1,94 @@
+"""Settings of the engine are checked when they are made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+
+from ponderttt.adaptation.actions import Action
+from ponderttt.engine.config import EngineConfig, TTTDefaults
+from ponderttt.errors import InvalidRequestError
+
+COUNTS = (
+    "max_num_seqs", "max_waiting", "max_kv_tokens", "max_batch_tokens", "busy_batch_tokens",
+    "adapter_slots", "max_sessions",
+)  # fmt: skip
+
+
+def make_config(**settings: Any) -> EngineConfig:
+    return EngineConfig(**settings)
+
+
+def test_config_with_nothing_given_is_the_documented_one() -> None:
+    config = EngineConfig()
+    assert (config.max_num_seqs, config.max_waiting, config.adapter_slots) == (16, 256, 32)
+    assert config.ttt == TTTDefaults(None, Action.UPDATE_1, 2.0, "nominal", 256, "prompt", "inline")
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", [0, -1])
+def test_config_with_a_count_below_one_names_it(name: str, value: int) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        make_config(**{name: value})
+    assert caught.value.param == name
+    assert "below 1" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_config_with_a_count_of_one_is_taken(name: str) -> None:
+    assert getattr(make_config(**{"busy_batch_tokens": 1, name: 1}), name) == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 2.0, math.nan])
+def test_config_with_a_decode_share_that_starves_somebody_is_refused(share: float) -> None:
+    with pytest.raises(InvalidRequestError, match=r"outside \(0, 1\)") as caught:
+        EngineConfig(decode_share=share)
+    assert caught.value.param == "decode_share"
+
+
+@pytest.mark.parametrize("length", [0, 15, -4])
+def test_config_with_a_context_below_a_chunk_is_refused(length: int) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        EngineConfig(max_model_len=length)
+    assert caught.value.param == "max_model_len"
+
+
+def test_config_with_busy_phases_larger_than_idle_ones_is_refused() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        EngineConfig(max_batch_tokens=100, busy_batch_tokens=101)
+    assert caught.value.param == "busy_batch_tokens"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("gate", "magic"),
+        ("action", "UPDATE_1"),
+        ("budget", 0.5),
+        ("budget", math.nan),
+        ("cost_model", "seconds"),
+        ("chunk_size", 8),
+        ("chunk_size", 4096),
+        ("adapt_on", "nothing"),
+        ("when", "tomorrow"),
+    ],
+)
+def test_defaults_with_a_bad_value_are_refused_as_in_a_request(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        TTTDefaults(**{name: value})
+    assert caught.value.param == f"ttt.{name}"
+
+
+def test_defaults_may_name_an_action_beside_any_gate() -> None:
+    # It is the action of the requests that ask for gate `fixed`.
+    assert TTTDefaults(gate="threshold", action=Action.UPDATE_2).action is Action.UPDATE_2
+    assert TTTDefaults(when="background").when == "background"
+
+
+def test_config_once_made_cannot_be_changed() -> None:
+    config = EngineConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.max_num_seqs = 99  # type: ignore[misc]
