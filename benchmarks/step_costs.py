@@ -34,7 +34,7 @@ CHUNK = 256
 def action_seconds(engine: Engine, repeats: int) -> dict[Action, float]:
     """Median seconds of a 256-token chunk per action, read and write."""
     text = _code()
-    tokens = engine.core.tokenizer.encode(text)[: CHUNK * 4]
+    tokens = engine.core.tokenizer.encode(text)[: CHUNK * 2]
     text = engine.core.tokenizer.decode(tokens)
     seconds: dict[Action, list[float]] = {action: [] for action in Action}
     for repeat in track(range(repeats + 1), description="actions"):
@@ -50,10 +50,10 @@ def action_seconds(engine: Engine, repeats: int) -> dict[Action, float]:
 
 @torch.inference_mode()
 def gate_seconds(engine: Engine, repeats: int) -> tuple[float, float]:
-    """Median seconds of (features and policy, a chunk's read) at a context of 2,048 tokens."""
+    """Median seconds of (features and policy, a chunk's read) at contexts up to 1,024 tokens."""
     core = engine.core
     model, first = core.model, core.bank.layout.first_layer
-    ids = torch.tensor(core.tokenizer.encode(_code())[:2048])
+    ids = torch.tensor(core.tokenizer.encode(_code())[:1024])
     cache = model.new_cache(len(ids))
     hidden = model.config.hidden_size
     boundary, final = torch.empty(len(ids), hidden), torch.empty(len(ids), hidden)
