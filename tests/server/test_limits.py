@@ -108,7 +108,11 @@ def test_request_beyond_the_queue_is_refused_until_there_is_room(
         next(lines)
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(
-                narrow.openai.completions.create, model=narrow.model, prompt=PROMPT, max_tokens=1
+                narrow.openai.completions.create,
+                model=narrow.model,
+                prompt=PROMPT,
+                max_tokens=1,
+                extra_body={"ignore_eos": True},
             )
             narrow.wait_for("num_requests_waiting", 1)
             with pytest.raises(openai.RateLimitError, match="1 requests are waiting") as caught:

@@ -138,7 +138,9 @@ def test_requests_of_every_kind_leave_nothing_behind(tiny_llama_dir: Path) -> No
         ask(tiny_llama_dir, 1, 50),
         ask(tiny_llama_dir, 2, 50, learn("s", adapt_on="both")),
         ask(tiny_llama_dir, 3, 50, learn(None)),
-        GenerateRequest(harness.text(tiny_llama_dir, 4, 30), SamplingParams(n=4), OFF),
+        GenerateRequest(
+            harness.text(tiny_llama_dir, 4, 30), SamplingParams(n=4, ignore_eos=True), OFF
+        ),
         GenerateRequest(harness.text(tiny_llama_dir, 5, 30), scoring, learn("s")),
         AdaptRequest(tuple(harness.text(tiny_llama_dir, n, 700) for n in (6, 8)), learn("s")),
     )
