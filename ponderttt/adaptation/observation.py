@@ -15,15 +15,15 @@ class History:
         loss_ema: moving average of chunk losses, nats per token (0 before the first chunk).
         cost_ema: moving average of nominal costs, × forward (1 before the first chunk).
         budget: highest mean cost asked for, × forward (12 where there is none).
-        credit: budget not spent so far, × forward; what the ledger would allow now.
-        chunks: chunks seen so far.
+        credit: budget not spent so far, × forward.
+        ahead: chunks of the same request that are certain to follow this one.
     """
 
     loss_ema: float = 0.0
     cost_ema: float = 1.0
     budget: float = 12.0
     credit: float = 0.0
-    chunks: int = 0
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,13 +130,22 @@ class Writer:
             losses = token_losses(normed, self._model.head, targets)
         for write, rows in zip(writes, losses.split([w.rows for w in writes]), strict=True):
             write.losses.append(float(rows.mean()))
-            distance = float((write.staged.weights - self._bank.fresh_weights).norm())
-            if not torch.tensor(write.losses).isfinite().all():
-                write.failure = "not_finite"
-            elif distance > self.rule.max_norm:
-                write.failure = "norm"
-            elif write.losses[-1] > write.losses[0] + self.rule.loss_tolerance:
-                write.failure = "loss"
+            write.failure = self.verdict(write.losses, write.staged.weights)
+
+    def verdict(self, losses: Sequence[float], weights: Tensor) -> str | None:
+        """Why an update must be rolled back: `not_finite`, `norm` or `loss`; None if it may stay.
+
+        Args:
+            losses: of the chunk, nats per token: the first before the update, the last after it.
+            weights: [P], after the update.
+        """
+        if not torch.tensor(losses).isfinite().all():
+            return "not_finite"
+        if float((weights - self._bank.fresh_weights).norm()) > self.rule.max_norm:
+            return "norm"
+        if losses[-1] > losses[0] + self.rule.loss_tolerance:
+            return "loss"
+        return None
 
     def _loss(self, writes: Sequence[Write], staged: Tensor) -> tuple[Tensor, Tensor]:
         normed, targets = self._replay(writes, staged)

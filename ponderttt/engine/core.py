@@ -99,7 +99,7 @@ class EngineCore:
             "measured": estimate_costs(model, self.bank),
         }
         self.writer = Writer(model, self.bank, rule)
-        self._reader = Reader(model, self.bank)
+        self.reader = Reader(model, self.bank)
         self._observer: EngineObserver = NullObserver()
         self._learner = Learner(
             model, self.bank, self.writer, tokenizer, self.costs, policy, self._observer
@@ -107,11 +107,11 @@ class EngineCore:
         self._emitter = Emitter(tokenizer.eos_token_ids, self._observer)
         self._scheduler = Scheduler(config)
         self._admission = Admission(
-            model, tokenizer, self.sessions, self._reader, config,
+            model, tokenizer, self.sessions, self.reader, config,
             self.max_model_len, self.default_gate, policy is not None,
         )  # fmt: skip
         self._phases = Phases(
-            model, self._reader, self._learner, self._emitter, self._admission.fork_sequence
+            model, self.reader, self._learner, self._emitter, self._admission.fork_sequence
         )
         self._running: list[Group] = []
 

@@ -128,11 +128,12 @@ class Learner:
             return Action.SKIP, "seen"
         costs = self.costs[ttt.cost_model]
         allowed = self._allowed(sequence)
+        ahead = group.chunks_ahead(sequence)
         credit = session.ledger.credit(costs, ttt.budget)
 
         def features() -> Tensor:
             text = self._tokenizer.decode(sequence.tokens[span.start : span.end])
-            history = session.history(ttt.budget, credit)
+            history = session.history(ttt.budget, credit, ahead)
             first = self._bank.layout.first_layer
             return extract(observe(self._model, first, read, scores, text, ttt.chunk_size, history))
 

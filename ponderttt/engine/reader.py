@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,18 @@ from torch import Tensor
 from ponderttt.engine.sequence import Sequence
 from ponderttt.fast_weights.bank import BASE_SLOT, AdapterBank, StepTag
 from ponderttt.models.decoder import Decoder
+from ponderttt.models.kv_cache import KVCache
+
+
+class Readable(Protocol):
+    """A text on its way through the model; see `Sequence` for the fields."""
+
+    tokens: list[int]
+    cache: KVCache
+    boundary: Tensor | None
+    final: Tensor | None
+    replays: bool
+    computed: int
 
 
 class Reader:
@@ -45,11 +58,11 @@ class Reader:
         )
 
     @torch.inference_mode()
-    def read(self, pieces: Seq[tuple[Sequence, int]], tags: Seq[StepTag]) -> tuple[Tensor, ...]:
-        """Advance each sequence by its number of tokens, all in one flat batch.
+    def read(self, pieces: Seq[tuple[Readable, int]], tags: Seq[StepTag]) -> tuple[Tensor, ...]:
+        """Advance each text by its number of tokens, all in one flat batch.
 
         Args:
-            pieces: sequences and counts; either all of them replay their trunk, or none does.
+            pieces: texts and counts; either all of them replay their trunk, or none does.
             tags: whose weights each may see.
         Returns:
             Hidden states after the final norm, [count, hidden] per piece.
@@ -80,7 +93,7 @@ class Reader:
             sequence.computed -= 1
             sequence.cache.length = sequence.computed
 
-    def _token_ids(self, pieces: Seq[tuple[Sequence, int]]) -> Tensor:
+    def _token_ids(self, pieces: Seq[tuple[Readable, int]]) -> Tensor:
         flat = [
             token
             for sequence, count in pieces
@@ -89,7 +102,7 @@ class Reader:
         return torch.tensor(flat, device=self._model.device)
 
     def _keep_boundary(
-        self, pieces: Seq[tuple[Sequence, int]], x: Tensor, lengths: list[int]
+        self, pieces: Seq[tuple[Readable, int]], x: Tensor, lengths: list[int]
     ) -> None:
         for (sequence, count), rows in zip(pieces, x.split(lengths), strict=True):
             if sequence.boundary is not None:

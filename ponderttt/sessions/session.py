@@ -82,14 +82,14 @@ class Session:
         if len(self.learned) > MAX_LEARNED:
             self.learned.popitem(last=False)
 
-    def history(self, budget: float | None, credit: float) -> History:
+    def history(self, budget: float | None, credit: float, ahead: int) -> History:
         """What the features may know of the past."""
         return History(
             loss_ema=self.loss_ema,
             cost_ema=self.cost_ema,
             budget=12.0 if budget is None else budget,
             credit=credit,
-            chunks=self.chunks,
+            ahead=ahead,
         )
 
     def record(self, loss: float | None, nominal_cost: float) -> None:

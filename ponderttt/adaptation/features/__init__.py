@@ -25,7 +25,7 @@ from ponderttt.adaptation.features.sequence import SEQUENCE
 from ponderttt.adaptation.observation import ChunkObservation
 from ponderttt.errors import InvalidRequestError, ModelError
 
-FEATURE_VERSION = 1
+FEATURE_VERSION = 2
 
 _GROUPS: tuple[FeatureGroup[Any], ...] = (
     CONFIDENCE,

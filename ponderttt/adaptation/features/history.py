@@ -9,9 +9,10 @@ import math
 
 from ponderttt.adaptation.features.group import FeatureGroup
 from ponderttt.adaptation.observation import History
-from ponderttt.adaptation.params import MAX_BUDGET, MIN_BUDGET
+from ponderttt.adaptation.params import MAX_BUDGET
 
 LEAST_COST = 0.1
+HALF_WAY = 16
 
 
 def loss_ema(history: History) -> float:
@@ -29,26 +30,26 @@ def cost_ema(history: History) -> float:
 
 
 def allowance(history: History) -> float:
-    """a / (a + 12) with a = max(0, budget + credit), in [0, 1): what this chunk may cost.
+    """log(a) / log 12 with a = budget + credit / (1 + ahead): what a chunk may cost from here on.
 
-    Equal to budget / (budget + 12) at the first chunk. The budget alone would be a constant of
-    the session. Saturates where every action is affordable, however long the session.
+    a is the mean cost at which this chunk and those ahead use the budget up. 0 = nothing is left
+    to learn with, 0.44 = enough for UPDATE_1 on every chunk. Equal to the budget where a request
+    begins; the budget alone would be a constant of the session.
     """
-    affordable = max(history.budget + history.credit, 0.0)
-    return affordable / (affordable + MAX_BUDGET)
+    rate = history.budget + history.credit / (1 + history.ahead)
+    return math.log(max(rate, LEAST_COST)) / math.log(MAX_BUDGET)
 
 
-def unspent(history: History) -> float:
-    """credit / (budget · chunks), within [-1, 1]: share of all budget so far left over.
+def remaining(history: History) -> float:
+    """ahead / (ahead + 16), in [0, 1): how much text is known to follow that learning would help.
 
-    0 before the first chunk; negative where more was spent than asked for.
+    Half-way at 16 chunks; an editor's prompt, whose end is the cursor, has few.
     """
-    allowed = max(history.budget, MIN_BUDGET) * max(history.chunks, 1)
-    return max(min(history.credit / allowed, 1.0), -1.0)
+    return history.ahead / (history.ahead + HALF_WAY)
 
 
 HISTORY = FeatureGroup(
     name="history",
     prepare=lambda obs: obs.history,
-    features=(loss_ema, cost_ema, allowance, unspent),
+    features=(loss_ema, cost_ema, allowance, remaining),
 )

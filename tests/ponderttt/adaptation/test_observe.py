@@ -73,7 +73,7 @@ def read_chunk(path: Path, start: int, end: int) -> tuple[Decoder, ChunkRead]:
 def look(path: Path, start: int, end: int) -> tuple[Scores, ChunkObservation]:
     decoder, chunk = read_chunk(path, start, end)
     scores = score(decoder, chunk)
-    history = History(loss_ema=1.5, chunks=3)
+    history = History(loss_ema=1.5, ahead=3)
     return scores, observe(decoder, FIRST_ADAPTIVE, chunk, scores, "def f():", 64, history)
 
 

@@ -191,12 +191,12 @@ def test_read_with_a_foreign_or_outdated_tag_raises_and_reads_nothing(
     core.enqueue(group)
     core._admit()
     sequence = group.sequences[0]
-    (tag,) = core._reader.tags([sequence])
+    (tag,) = core.reader.tags([sequence])
     assert (tag.owner, tag.version, tag.mode) == ("a", 5, "READ")
     with pytest.raises(OwnershipError):
-        core._reader.read([(sequence, 3)], [change(tag)])
+        core.reader.read([(sequence, 3)], [change(tag)])
     assert sequence.computed == 0
-    core._reader.read([(sequence, 3)], [tag])
+    core.reader.read([(sequence, 3)], [tag])
     assert sequence.computed == 3
 
 

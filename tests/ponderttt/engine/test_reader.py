@@ -39,12 +39,12 @@ def start(core: EngineCore, ids: tuple[int, ...], session: str | None = None) ->
     core._admit()
     sequence = group.sequences[0]
     if sequence.boundary is None:
-        sequence.boundary, sequence.final = core._reader.new_buffers(sequence.cache.capacity)
+        sequence.boundary, sequence.final = core.reader.new_buffers(sequence.cache.capacity)
     return sequence
 
 
 def read(core: EngineCore, pieces: list[tuple[Sequence, int]]) -> tuple[Tensor, ...]:
-    reader = core._reader
+    reader = core.reader
     return reader.read(pieces, reader.tags([sequence for sequence, _ in pieces]))
 
 
@@ -114,7 +114,7 @@ def test_position_taken_back_is_read_again_the_same(core: EngineCore, tiny_llama
     sequence = start(core, harness.text(tiny_llama_dir, 0, LENGTH))
     read(core, [(sequence, 20)])
     (once,) = read(core, [(sequence, 1)])
-    core._reader.take_back([sequence])
+    core.reader.take_back([sequence])
     assert (sequence.computed, sequence.cache.length) == (20, 20)
     (again,) = read(core, [(sequence, 1)])
     assert torch.equal(once, again)
@@ -122,6 +122,6 @@ def test_position_taken_back_is_read_again_the_same(core: EngineCore, tiny_llama
 
 def test_buffers_made_while_serving_can_be_learned_from(core: EngineCore) -> None:
     with torch.inference_mode():
-        boundary, final = core._reader.new_buffers(4)
+        boundary, final = core.reader.new_buffers(4)
     assert not boundary.is_inference()
     assert not final.is_inference()

@@ -75,10 +75,10 @@ def test_record_of_a_chunk_without_a_loss_leaves_the_average() -> None:
 def test_history_of_a_session_tells_the_features_its_past() -> None:
     session = make_session()
     session.record(2.0, 3.0)
-    history = session.history(2.5, -0.5)
-    assert (history.budget, history.credit, history.chunks) == (2.5, -0.5, 1)
+    history = session.history(2.5, -0.5, 7)
+    assert (history.budget, history.credit, history.ahead) == (2.5, -0.5, 7)
     assert (history.loss_ema, history.cost_ema) == (session.loss_ema, session.cost_ema)
-    assert session.history(None, 0.0).budget == 12.0
+    assert session.history(None, 0.0, 0).budget == 12.0
 
 
 def test_updates_of_a_session_are_the_chunks_that_were_not_skipped() -> None:

@@ -134,7 +134,7 @@ def observations(draw: st.DrawFn) -> ChunkObservation:
         cost_ema=draw(st.floats(1.0, 12.0)),
         budget=budget,
         credit=draw(st.floats(-11.0, 11.0)) * chunks,
-        chunks=chunks,
+        ahead=draw(st.integers(0, 10_000)),
     )
     return random_observation(
         draw(st.integers(0, 2**32)),

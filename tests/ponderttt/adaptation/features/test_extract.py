@@ -34,7 +34,7 @@ activation_spread activation_offset activation_sparsity final_kurtosis neighbour
 attention_entropy attention_reach attention_sink head_disagreement
 identifier_diversity keyword_share punctuation_share comment_share
 indentation bracket_depth line_variation compressed_share
-loss_ema cost_ema allowance unspent
+loss_ema cost_ema allowance remaining
 position length type_token_ratio copy_accuracy rarity recency
 """
 
@@ -45,7 +45,7 @@ def tensors(obs: ChunkObservation) -> dict[str, Tensor]:
 
 
 def test_names_in_version_1_are_these_32_in_this_order() -> None:
-    assert FEATURE_VERSION == 1
+    assert FEATURE_VERSION == 2
     assert tuple(VERSION_1.split()) == FEATURE_NAMES
     assert len(set(FEATURE_NAMES)) == 32
 
@@ -134,7 +134,7 @@ def test_extract_when_the_model_is_not_finite_names_the_features(
 
 def test_extract_when_the_history_is_not_finite_is_refused() -> None:
     for history in (History(loss_ema=float("nan")), History(credit=float("nan"))):
-        with pytest.raises(ModelError, match=r"loss_ema|unspent"):
+        with pytest.raises(ModelError, match=r"loss_ema|allowance"):
             extract(make_observation(history=history))
 
 

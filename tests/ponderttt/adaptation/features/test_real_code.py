@@ -93,7 +93,7 @@ def read(model: Any, tokenizer: Any, text: str, limit: int) -> list[ChunkObserva
 
 def live(chunks: list[ChunkObservation], budget: float, draw: random.Random) -> None:
     """Give the chunks of one session the history of random actions within its budget."""
-    history, spent = History(budget=budget), 0.0
+    history, spent = History(budget=budget, ahead=len(chunks) - 1), 0.0
     for index, chunk in enumerate(chunks):
         chunks[index] = replace(chunk, history=history)
         allowed = budget * (index + 1) - spent
@@ -105,7 +105,7 @@ def live(chunks: list[ChunkObservation], budget: float, draw: random.Random) -> 
             cost_ema=EMA * history.cost_ema + (1 - EMA) * cost,
             budget=budget,
             credit=budget * (index + 1) - spent,
-            chunks=index + 1,
+            ahead=len(chunks) - index - 2,
         )
 
 
