@@ -1,0 +1,1 @@
+"""Environments for PPO: recorded traces, and the live engine."""

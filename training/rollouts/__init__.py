@@ -1,0 +1,1 @@
+"""Sessions that step together: what policies are trained and compared on."""
