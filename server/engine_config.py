@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 from ponderttt.adaptation.actions import Action
-from ponderttt.adaptation.rules import UpdateRule, rule_for
-from ponderttt.engine.config import EngineConfig, TTTDefaults
-from ponderttt.fast_weights.layout import LoRAConfig
+from ponderttt.adaptation.calibration import Calibration, calibration_for, load_calibration
+from ponderttt.engine.config import EngineConfig, TTTDefaults, served_name
 from server.settings import Settings
 
 
@@ -16,8 +15,9 @@ def engine_config(settings: Settings) -> EngineConfig:
     """Limits and defaults of the engine.
 
     Raises:
-        InvalidRequestError: values that don't fit together.
+        InvalidRequestError: values that don't fit together, or a calibration that can't be used.
     """
+    calibration = _calibration(settings)
     return EngineConfig(
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
@@ -28,13 +28,8 @@ def engine_config(settings: Settings) -> EngineConfig:
         decode_share=settings.decode_share,
         adapter_slots=settings.adapter_slots,
         max_sessions=settings.max_sessions,
-        lora=LoRAConfig(
-            rank=settings.rank,
-            alpha=settings.alpha,
-            layers=settings.adaptive_layers,
-            targets=_targets(settings.targets),
-        ),
-        rule=_rule(settings),
+        lora=calibration.lora,
+        rule=calibration.rule,
         ttt=TTTDefaults(
             gate=settings.gate,
             action=Action[settings.action],
@@ -48,15 +43,25 @@ def engine_config(settings: Settings) -> EngineConfig:
     )
 
 
+def _calibration(settings: Settings) -> Calibration:
+    """The file's, else the model's; what the settings name themselves wins."""
+    if settings.calibration is not None:
+        found = load_calibration(settings.calibration)
+    else:
+        found = calibration_for(served_name(settings.model))
+    targets = None if settings.targets is None else _targets(settings.targets)
+    shape = _given(
+        rank=settings.rank, alpha=settings.alpha, layers=settings.adaptive_layers, targets=targets
+    )
+    step = _given(learning_rate=settings.learning_rate)
+    return replace(found, lora=replace(found.lora, **shape), rule=replace(found.rule, **step))
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _targets(text: str) -> str | tuple[str, ...]:
     if text in ("mlp", "all"):
         return text
     return tuple(name.strip() for name in text.split(",") if name.strip())
-
-
-def _rule(settings: Settings) -> UpdateRule | None:
-    if settings.learning_rate is None:
-        return None
-    # The name by which the engine looks up the calibrated rule.
-    rule = rule_for(Path(settings.model).name)
-    return replace(rule, learning_rate=settings.learning_rate)

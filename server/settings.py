@@ -100,18 +100,32 @@ class Settings(BaseSettings):
         "(background; requests with a session).",
     )
     action: ActionName = _field("Learning", "UPDATE_1", "Action of gate fixed.")
-    learning_rate: float | None = _field(
-        "Learning", None, "Learning rate of Adam; by default the model's calibrated one.", gt=0
-    )
-    rank: int = _field("Learning", 8, "Rank of the fast weights (LoRA).", ge=1)
-    alpha: float = _field("Learning", 16.0, "Fast weights are scaled by alpha / rank.", gt=0)
-    adaptive_layers: int | None = _field(
-        "Learning", None, "Top blocks that adapt; by default a quarter of the model.", ge=1
-    )
-    targets: str = _field(
+    calibration: Path | None = _field(
         "Learning",
-        "mlp",
-        "Projections that adapt: mlp, all, or names separated by commas (q_proj,v_proj).",
+        None,
+        "File with the shape of the fast weights and the update rule; by default the model's "
+        "calibrated ones. The next five options change single values of it.",
+    )
+    learning_rate: float | None = _field(
+        "Learning", None, "Learning rate; by default the calibrated one.", gt=0
+    )
+    rank: int | None = _field(
+        "Learning", None, "Rank of the fast weights (LoRA); by default the calibrated one.", ge=1
+    )
+    alpha: float | None = _field(
+        "Learning",
+        None,
+        "Fast weights are scaled by alpha / rank; by default the calibrated one.",
+        gt=0,
+    )
+    adaptive_layers: int | None = _field(
+        "Learning", None, "Top blocks that adapt; by default the calibrated number.", ge=1
+    )
+    targets: str | None = _field(
+        "Learning",
+        None,
+        "Projections that adapt: mlp, all, or names separated by commas (q_proj,v_proj); by "
+        "default the calibrated ones.",
     )
     measure_costs: bool = _field(
         "Learning", True, "Time the actions at start-up instead of estimating their cost."
@@ -185,6 +199,13 @@ class Settings(BaseSettings):
         if policy is not None and not policy.expanduser().is_dir():
             raise ValueError(f"{policy} is not a directory; give one with policy.json")
         return policy.expanduser() if policy is not None else None
+
+    @field_validator("calibration")
+    @classmethod
+    def _calibration_is_there(cls, calibration: Path | None) -> Path | None:
+        if calibration is not None and not calibration.expanduser().is_file():
+            raise ValueError(f"{calibration} is not a file; give a calibration in JSON")
+        return calibration.expanduser() if calibration is not None else None
 
 
 def load_settings(

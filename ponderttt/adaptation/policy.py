@@ -86,14 +86,14 @@ class PolicyGate:
 
     def __init__(self, network: PolicyNetwork, metadata: PolicyMetadata) -> None:
         self.metadata = metadata
-        self._network = network.eval().requires_grad_(False)
+        self.network = network.eval().requires_grad_(False)
         self._mean = torch.tensor(metadata.feature_mean)
         self._std = torch.tensor(metadata.feature_std)
 
     def logits(self, features: Tensor) -> Tensor:
         """[B, 32] raw features → [B, 4] logits."""
         normalised = ((features - self._mean) / self._std).clamp(-10.0, 10.0)
-        return self._network(normalised)
+        return self.network(normalised)
 
     def choose(self, decision: Decision) -> Action:
         """The likeliest action that is allowed."""
@@ -122,7 +122,7 @@ def load_policy(directory: Path, base_model: str) -> PolicyGate:
         PolicyFormatError: for another model, feature version or format, or damaged; says which
             field differs.
     """
-    metadata = _read_metadata(directory / CONFIG_FILE)
+    metadata = read_metadata(directory)
     _expect("format_version", metadata.format_version, FORMAT_VERSION)
     _expect("feature_version", metadata.feature_version, FEATURE_VERSION)
     _expect("base_model", metadata.base_model, base_model)
@@ -181,7 +181,13 @@ def _numbers(values: object, count: int | None = None) -> bool:
     return plain and bool(torch.tensor(values, dtype=torch.float64).float().isfinite().all())
 
 
-def _read_metadata(path: Path) -> PolicyMetadata:
+def read_metadata(directory: Path) -> PolicyMetadata:
+    """What a policy directory states about itself; whether it fits is not checked.
+
+    Raises:
+        PolicyFormatError: damaged, or not of this format.
+    """
+    path = directory / CONFIG_FILE
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:

@@ -18,7 +18,14 @@ from ponderttt.adaptation.loss import token_losses, weighted_loss
 from ponderttt.adaptation.rules import UpdateRule
 from ponderttt.fast_weights.adapter import BatchedAdapter
 from ponderttt.fast_weights.bank import AdapterBank, AdapterState, StepTag
-from ponderttt.fast_weights.optimizer import adam_rows, clip_rows
+from ponderttt.fast_weights.muon import muon_rows
+from ponderttt.fast_weights.optimizer import (
+    adam_rows,
+    clip_rows,
+    decay_rows,
+    project_rows,
+    sgd_rows,
+)
 from ponderttt.models.attention import FlatBatch
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.kv_cache import KVCache
@@ -39,6 +46,8 @@ class Write:
         boundary: [T, hidden], boundary activations of positions start … start+T-1.
         targets: [T] int64, the tokens at start+1 … start+T.
         staged: a copy of the owner's state, changed step by step.
+        emphasis: [T], factors on the gradients of the rows' losses; chosen at the first step
+            where not all tokens count.
     """
 
     tag: StepTag
@@ -51,6 +60,7 @@ class Write:
     steps_done: int = 0
     losses: list[float] = field(default_factory=list)
     failure: str | None = None
+    emphasis: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -91,8 +101,7 @@ class Writer:
 
     def _gradient_step(self, writes: Sequence[Write]) -> None:
         staged = torch.stack([write.staged.weights for write in writes]).requires_grad_()
-        total, losses = self._loss(writes, staged)
-        (gradients,) = torch.autograd.grad(total, staged)
+        gradients, losses = self._gradients(writes, staged)
         with torch.no_grad():
             self._optimise(writes, staged.detach(), gradients)
         for write, rows in zip(writes, losses.split([w.rows for w in writes]), strict=True):
@@ -100,20 +109,67 @@ class Writer:
             write.steps_done += 1
             self._check_finite(write)
 
+    def _gradients(self, writes: Sequence[Write], staged: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, P], of the tokens that count, and the losses of all rows."""
+        normed, targets = self._replay(writes, staged)
+        # The mean of each write by itself: no write's gradient depends on the others.
+        weights = torch.cat(
+            [torch.full((w.rows,), 1.0 / w.rows, device=normed.device) for w in writes]
+        )
+        total, losses = weighted_loss(normed, self._model.head, targets, weights)
+        if self.rule.token_share == 1.0:
+            (gradients,) = torch.autograd.grad(total, staged)
+        else:
+            # Which tokens count is known only now, but a row's gradient at the top is its own.
+            (at_top,) = torch.autograd.grad(total, normed)
+            at_top *= self._emphasis(writes, losses)[:, None]
+            (gradients,) = torch.autograd.grad(normed, staged, at_top)
+        return gradients, losses
+
+    def _emphasis(self, writes: Sequence[Write], losses: Tensor) -> Tensor:
+        for write, rows in zip(writes, losses.split([w.rows for w in writes]), strict=True):
+            if write.emphasis is None:
+                count = max(1, round(self.rule.token_share * write.rows))
+                hardest = rows.topk(count).indices
+                write.emphasis = torch.zeros_like(rows)
+                write.emphasis[hardest] = write.rows / count
+        return torch.cat([write.emphasis for write in writes if write.emphasis is not None])
+
     def _optimise(self, writes: Sequence[Write], weights: Tensor, gradients: Tensor) -> None:
         rule, device = self.rule, weights.device
-        new, first, second = adam_rows(
-            weights,
-            clip_rows(gradients, rule.max_grad_norm),
-            torch.stack([write.staged.first for write in writes]),
-            torch.stack([write.staged.second for write in writes]),
-            torch.tensor([write.staged.step + 1 for write in writes], device=device),
-            torch.full((len(writes),), rule.learning_rate, device=device),
-            (rule.beta1, rule.beta2),
-            rule.eps,
+        if rule.freeze_a:
+            for a, _ in self._layout.views(gradients).values():
+                a.zero_()
+        gradients = clip_rows(gradients, rule.max_grad_norm)
+        first = torch.stack([write.staged.first for write in writes])
+        second = torch.stack([write.staged.second for write in writes])
+        rates = torch.tensor(
+            [rule.learning_rate * rule.step_scales[write.steps_done] for write in writes],
+            device=device,
         )
+        match rule.optimizer:
+            case "adam":
+                steps = torch.tensor([write.staged.step + 1 for write in writes], device=device)
+                betas = (rule.beta1, rule.beta2)
+                new, first, second = adam_rows(
+                    weights, gradients, first, second, steps, rates, betas, rule.eps
+                )
+            case "sgd":
+                new, first = sgd_rows(weights, gradients, first, rates, rule.beta1)
+            case "muon":
+                new, first = muon_rows(self._layout, weights, gradients, first, rates, rule.beta1)
+        new = self._keep_near(new)
         for row, write in enumerate(writes):
             write.staged = AdapterState(new[row], first[row], second[row], write.staged.step + 1)
+
+    def _keep_near(self, weights: Tensor) -> Tensor:
+        """Towards the fresh weights, and into the trust region, where the rule says so."""
+        rule, fresh = self.rule, self._bank.fresh_weights
+        if rule.decay:
+            weights = decay_rows(weights, fresh, rule.decay)
+        if rule.trust_region is not None:
+            weights = project_rows(weights, fresh, rule.trust_region)
+        return weights
 
     def _check_finite(self, write: Write) -> None:
         state = write.staged
@@ -146,14 +202,6 @@ class Writer:
         if losses[-1] > losses[0] + self.rule.loss_tolerance:
             return "loss"
         return None
-
-    def _loss(self, writes: Sequence[Write], staged: Tensor) -> tuple[Tensor, Tensor]:
-        normed, targets = self._replay(writes, staged)
-        # The mean of each write by itself: no write's gradient depends on the others.
-        weights = torch.cat(
-            [torch.full((w.rows,), 1.0 / w.rows, device=normed.device) for w in writes]
-        )
-        return weighted_loss(normed, self._model.head, targets, weights)
 
     def _replay(self, writes: Sequence[Write], staged: Tensor) -> tuple[Tensor, Tensor]:
         """Adaptive blocks over the boundary activations: normed [N, hidden], targets [N]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from ponderttt.adaptation.actions import Action, CostModelName
 from ponderttt.adaptation.params import (
@@ -67,7 +68,7 @@ class EngineConfig:
         decode_share: share of the time that decoding gets while prefills or writes wait, too.
         adapter_slots: fast weights that the bank holds at once; sessions beyond them wait in RAM.
         max_sessions: sessions in memory.
-        lora: shape of the fast weights.
+        lora: shape of the fast weights; None: the model's calibrated one.
         rule: what a gradient step is; None: the model's calibrated rule.
         ttt: defaults.
         measure_costs: time the actions at start-up (or read the cached figures); without it the
@@ -83,7 +84,7 @@ class EngineConfig:
     decode_share: float = 0.5
     adapter_slots: int = 32
     max_sessions: int = 256
-    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    lora: LoRAConfig | None = None
     rule: UpdateRule | None = None
     ttt: TTTDefaults = field(default_factory=TTTDefaults)
     measure_costs: bool = True
@@ -103,3 +104,14 @@ class EngineConfig:
             raise InvalidRequestError("busy_batch_tokens", "exceeds max_batch_tokens")
         if self.ttt.chunk_size > MAX_CHUNK:
             raise InvalidRequestError("chunk_size", f"exceeds {MAX_CHUNK}")
+
+
+def served_name(model: str) -> str:
+    """The name by which a model's calibration and policy are found: of a directory, its last part.
+
+    Args:
+        model: embedded name, scale, hub name or directory.
+    """
+    path = Path(model).expanduser()
+    # `.` and `~/model` have names, too.
+    return path.resolve().name if path.exists() else model

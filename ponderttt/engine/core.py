@@ -15,14 +15,15 @@ from pathlib import Path
 import torch
 
 from ponderttt.adaptation.actions import NOMINAL, CostModel
+from ponderttt.adaptation.calibration import calibration_for
 from ponderttt.adaptation.params import GateName
 from ponderttt.adaptation.policy import PolicyGate, load_policy
-from ponderttt.adaptation.rules import UpdateRule, rule_for
+from ponderttt.adaptation.rules import UpdateRule
 from ponderttt.adaptation.update import Writer
 from ponderttt.config import cache_dir
 from ponderttt.engine.admission import Admission
 from ponderttt.engine.background import background_group
-from ponderttt.engine.config import EngineConfig
+from ponderttt.engine.config import EngineConfig, served_name
 from ponderttt.engine.costs import cached_costs, estimate_costs, measure_costs
 from ponderttt.engine.emitter import Emitter
 from ponderttt.engine.learner import Learner
@@ -89,7 +90,7 @@ class EngineCore:
         self.policy = policy
         limit = config.max_model_len or min(model.config.max_positions, 8192)
         self.max_model_len = min(limit, model.config.max_positions, config.max_kv_tokens)
-        layout = AdapterLayout(model, config.lora)
+        layout = AdapterLayout(model, config.lora or calibration_for(model_name).lora)
         # Small steps vanish in half precision, whatever the model is kept in.
         self.bank = AdapterBank(layout, config.adapter_slots, model.device, torch.float32)
         self.sessions = SessionManager(self.bank, config.max_sessions)
@@ -142,8 +143,7 @@ class EngineCore:
         """
         config = config or EngineConfig()
         path = store.resolve(model, progress=progress)
-        # `.` and `~/model` have names, too.
-        name = path.resolve().name if Path(model).expanduser().exists() else model
+        name = served_name(model)
         decoder = load_decoder(path, torch_device(device), torch_dtype(dtype))
         shipped = files("ponderttt") / "policies" / name
         if policy is None and shipped.is_dir():
@@ -153,7 +153,7 @@ class EngineCore:
             Tokenizer.from_dir(path),
             name,
             config,
-            config.rule or rule_for(name),
+            config.rule or calibration_for(name).rule,
             load_policy(policy, name) if policy is not None else None,
         )
         if config.measure_costs:
@@ -164,14 +164,15 @@ class EngineCore:
 
     def measure_costs(self, chunk_size: int) -> CostModel:
         """Time the actions on this machine, or recall earlier figures, and use them from now on."""
-        lora = self.config.lora
+        layout = self.bank.layout
         key: dict[str, object] = {
             "model": self.model_name,
             "shape": [self.model.config.num_layers, self.model.config.hidden_size],
             "device": str(self.model.device),
             "dtype": str(self.model.dtype),
             "chunk_size": chunk_size,
-            "lora": [lora.rank, self.bank.layout.first_layer, self.bank.layout.size],
+            "lora": [layout.config.rank, layout.first_layer, layout.size],
+            "optimizer": self.writer.rule.optimizer,
         }
         size = min(chunk_size, self.max_model_len)
         self.costs["measured"] = cached_costs(

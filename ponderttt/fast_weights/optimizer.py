@@ -40,3 +40,34 @@ def adam_rows(
     )
     correction = (1 - betas[1] ** steps).sqrt().to(weights.dtype)
     return weights - step_size * first / (second.sqrt() / correction + eps), first, second
+
+
+def sgd_rows(
+    weights: Tensor, gradients: Tensor, first: Tensor, learning_rates: Tensor, momentum: float
+) -> tuple[Tensor, Tensor]:
+    """One step of each row by gradient descent with heavy-ball momentum, as `torch.optim.SGD`.
+
+    Args:
+        weights, gradients, first: [N, P]; `first` is the momentum, zero before the first step.
+        learning_rates: [N].
+        momentum: share of the momentum that is kept.
+    Returns:
+        New weights and momentum; the arguments are left as they are.
+    """
+    first = momentum * first + gradients
+    return weights - learning_rates[:, None] * first, first
+
+
+def decay_rows(weights: Tensor, fresh: Tensor, decay: float) -> Tensor:
+    """Take back the share `decay` of each row's distance from fresh weights: [N, P], [P]."""
+    return weights - decay * (weights - fresh)
+
+
+def project_rows(weights: Tensor, fresh: Tensor, radius: float) -> Tensor:
+    """Each row of [N, P], or where it lies outside, the nearest point of the ball around [P].
+
+    Rows inside are left bit for bit.
+    """
+    offsets = weights - fresh
+    norms = offsets.norm(dim=1, keepdim=True)
+    return torch.where(norms > radius, fresh + offsets * (radius / norms), weights)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ponderttt.adaptation.actions import Action
+from ponderttt.adaptation.calibration import calibration_for
+from ponderttt.adaptation.rules import UpdateRule
 from ponderttt.errors import InvalidRequestError
+from ponderttt.fast_weights.layout import LoRAConfig
 from server.engine_config import engine_config
 from server.settings import ENV_PREFIX, Settings, load_settings
 
@@ -65,6 +69,7 @@ def test_other_variables_with_our_prefix_are_no_settings(monkeypatch: pytest.Mon
         ('engine = "vllm"', "engine", "torch"),
         ("max_model_len = 3", "max_model_len", "16"),
         ('policy = "/no/such/policy"', "policy", "policy.json"),
+        ('calibration = "/no/such.json"', "calibration", "not a file"),
         ("port = ", "config", "TOML"),
         ("[server]\nport = 1", "server", "unknown"),
     ],
@@ -114,13 +119,60 @@ def test_settings_reach_the_engine() -> None:
     assert config.rule is not None
     assert config.rule.learning_rate == 0.02
     lora = config.lora
+    assert lora is not None
     assert (lora.rank, lora.alpha, lora.layers, lora.targets) == (4, 32.0, 2, ("q_proj", "v_proj"))
     assert (config.max_model_len, config.max_num_seqs, config.max_waiting) == (100, 3, 4)
     assert (config.adapter_slots, config.max_sessions, config.measure_costs) == (5, 6, False)
 
 
-def test_calibrated_rule_keeps_all_but_the_learning_rate() -> None:
-    assert engine_config(Settings(model="smollm2-135m")).rule is None
-    rule = engine_config(Settings(model="smollm2-135m", learning_rate=0.5)).rule
-    assert rule is not None
-    assert rule.learning_rate == 0.5
+def test_model_brings_its_calibration() -> None:
+    config = engine_config(Settings(model="smollm2-135m"))
+    calibrated = calibration_for("smollm2-135m")
+    assert (config.lora, config.rule) == (calibrated.lora, calibrated.rule)
+    other = engine_config(Settings(model="somebody/else"))
+    assert (other.lora, other.rule) == (LoRAConfig(), UpdateRule())
+
+
+def test_name_on_the_hub_is_not_that_of_an_embedded_model() -> None:
+    config = engine_config(Settings(model="somebody/smollm2-135m", learning_rate=0.5))
+    assert config.rule == UpdateRule(learning_rate=0.5)
+
+
+def test_calibration_keeps_all_but_what_is_given() -> None:
+    calibrated = calibration_for("smollm2-135m")
+    config = engine_config(Settings(model="smollm2-135m", learning_rate=0.5, rank=3, targets="all"))
+    assert config.rule == replace(calibrated.rule, learning_rate=0.5)
+    assert config.lora == replace(calibrated.lora, rank=3, targets="all")
+    config = engine_config(Settings(model="smollm2-135m", alpha=5.0, adaptive_layers=2))
+    assert config.rule == calibrated.rule
+    assert config.lora == replace(calibrated.lora, alpha=5.0, layers=2)
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> Path:
+    """A file of somebody's own."""
+    path = tmp_path / "mine.json"
+    path.write_text(
+        '{"lora": {"rank": 5, "targets": ["up_proj"]}, '
+        '"rule": {"optimizer": "sgd", "learning_rate": 0.25}}'
+    )
+    return path
+
+
+def test_calibration_from_a_file_wins_over_the_models_and_options_over_both(
+    calibration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PONDERTTT_CALIBRATION", str(calibration))
+    config = engine_config(load_settings({"model": "smollm2-135m"}))
+    assert config.lora == LoRAConfig(rank=5, targets=("up_proj",))
+    assert config.rule == UpdateRule(optimizer="sgd", learning_rate=0.25)
+    config = engine_config(load_settings({"model": "smollm2-135m", "rank": 6}))
+    assert config.lora == LoRAConfig(rank=6, targets=("up_proj",))
+    assert config.rule == UpdateRule(optimizer="sgd", learning_rate=0.25)
+
+
+def test_wrong_calibration_is_refused_with_file_and_field(calibration: Path) -> None:
+    calibration.write_text('{"lora": {}, "rule": {"optimizer": "lion"}}')
+    with pytest.raises(InvalidRequestError, match=r"mine\.json.*optimizer: 'lion'") as caught:
+        engine_config(Settings(calibration=calibration))
+    assert caught.value.param == "calibration"

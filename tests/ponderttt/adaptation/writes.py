@@ -109,13 +109,25 @@ class PeftSession:
     done: int = 0
 
     def __post_init__(self) -> None:
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.Adam(
-            self.parameters,
-            lr=self.rule.learning_rate,
-            betas=(self.rule.beta1, self.rule.beta2),
-            eps=self.rule.eps,
-        )
+        named = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.parameters = list(named.values())
+        self.a_matrices = [p for name, p in named.items() if ".lora_A." in name]
+        self.fresh = [p.detach().clone() for p in self.parameters]
+        self.optimiser = self._optimiser()
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        rule, rate = self.rule, self.rule.learning_rate
+        match rule.optimizer:
+            case "adam":
+                betas = (rule.beta1, rule.beta2)
+                return torch.optim.Adam(self.parameters, lr=rate, betas=betas, eps=rule.eps)
+            case "sgd":
+                return torch.optim.SGD(self.parameters, lr=rate, momentum=rule.beta1)
+            case "muon":
+                return torch.optim.Muon(
+                    self.parameters, lr=rate, weight_decay=0.0, momentum=rule.beta1,
+                    adjust_lr_fn="match_rms_adamw",
+                )  # fmt: skip
 
     @classmethod
     def start(
@@ -137,24 +149,44 @@ class PeftSession:
     def learn(self, begin: int, end: int, steps: int) -> list[float]:
         """Gradient steps on tokens[begin:end]; the loss before each, and after the last."""
         losses = []
-        for _ in range(steps):
-            loss = self._loss(begin, end)
-            losses.append(float(loss.detach()))
+        counts: slice | Tensor = slice(None)
+        for step in range(steps):
+            rows = self._losses(begin, end)
+            losses.append(float(rows.detach().mean()))
+            if step == 0 and self.rule.token_share < 1:
+                number = max(1, round(self.rule.token_share * len(rows)))
+                counts = rows.detach().argsort(descending=True)[:number]
             self.optimiser.zero_grad()
-            loss.backward()
+            rows[counts].mean().backward()
+            for matrix in self.a_matrices if self.rule.freeze_a else ():
+                matrix.grad.zero_()
             torch.nn.utils.clip_grad_norm_(self.parameters, self.rule.max_grad_norm)
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.rule.learning_rate * self.rule.step_scales[step]
             self.optimiser.step()
+            self._keep_near()
         with torch.no_grad():
-            return [*losses, float(self._loss(begin, end))]
+            return [*losses, float(self._losses(begin, end).mean())]
 
-    def _loss(self, begin: int, end: int) -> Tensor:
+    @torch.no_grad()
+    def _keep_near(self) -> None:
+        rule, pairs = self.rule, list(zip(self.parameters, self.fresh, strict=True))
+        for parameter, fresh in pairs:
+            parameter.sub_(rule.decay * (parameter - fresh))
+        distance = sum(float((p - fresh).square().sum()) for p, fresh in pairs) ** 0.5
+        if rule.trust_region is not None and distance > rule.trust_region:
+            for parameter, fresh in pairs:
+                parameter.copy_(fresh.lerp(parameter, rule.trust_region / distance))
+
+    def _losses(self, begin: int, end: int) -> Tensor:
         start = max(begin - 1, 0)
         past = DynamicCache()
         for index, layer in enumerate(self.cache.layers if start else ()):
             past.update(layer.keys[..., :start, :], layer.values[..., :start, :], index)
         ids = torch.tensor([self.tokens[start : end - 1]])
         logits = self.model(ids, past_key_values=past, use_cache=True).logits[0]
-        return F.cross_entropy(logits, torch.tensor(self.tokens[start + 1 : end]))
+        targets = torch.tensor(self.tokens[start + 1 : end])
+        return F.cross_entropy(logits, targets, reduction="none")
 
     def flat(self, of: str = "weights") -> Tensor:
         """[P] weights, or a moment of Adam (`exp_avg`, `exp_avg_sq`), in the layout's order."""

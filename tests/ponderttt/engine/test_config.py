@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ponderttt.adaptation.actions import Action
-from ponderttt.engine.config import EngineConfig, TTTDefaults
+from ponderttt.adaptation.calibration import calibration_for
+from ponderttt.adaptation.rules import UpdateRule
+from ponderttt.engine.config import EngineConfig, TTTDefaults, served_name
+from ponderttt.engine.core import EngineCore
 from ponderttt.errors import InvalidRequestError
+from ponderttt.fast_weights.layout import LoRAConfig
+from tests.ponderttt.engine import harness
 
 COUNTS = (
     "max_num_seqs", "max_waiting", "max_kv_tokens", "max_batch_tokens", "busy_batch_tokens",
@@ -92,3 +98,31 @@ def test_config_once_made_cannot_be_changed() -> None:
     config = EngineConfig()
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.max_num_seqs = 99  # type: ignore[misc]
+
+
+def test_name_is_that_of_the_directory_or_the_one_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert served_name(str(tmp_path / "mine")) == served_name("~/mine/") == "mine"
+    monkeypatch.chdir(tmp_path / "mine")
+    assert served_name(".") == "mine"
+    assert served_name("somebody/else") == "somebody/else"
+
+
+def test_engine_without_a_shape_or_rule_takes_those_of_its_model(tiny_llama_dir: Path) -> None:
+    config = EngineConfig(measure_costs=False)
+    core = EngineCore.from_pretrained(str(tiny_llama_dir), config=config)
+    assert (core.bank.layout.config, core.writer.rule) == (LoRAConfig(), UpdateRule())
+    decoder, tokenizer = harness.load(tiny_llama_dir)
+    calibrated = calibration_for("smollm2-135m")
+    core = EngineCore(decoder, tokenizer, "smollm2-135m", config, calibrated.rule)
+    assert core.bank.layout.config == calibrated.lora
+
+
+def test_engine_with_a_shape_and_rule_keeps_them(tiny_llama_dir: Path) -> None:
+    lora, rule = LoRAConfig(rank=3, layers=1), UpdateRule(optimizer="sgd")
+    config = EngineConfig(lora=lora, rule=rule, measure_costs=False)
+    core = EngineCore.from_pretrained(str(tiny_llama_dir), config=config)
+    assert (core.bank.layout.config, core.writer.rule) == (lora, rule)

@@ -1,11 +1,19 @@
-"""Clipping and Adam over rows, against torch's own on one row at a time."""
+"""Clipping, Adam, SGD and what bounds the weights, against torch's own on one row at a time."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ponderttt.fast_weights.optimizer import adam_rows, clip_rows
+from ponderttt.fast_weights.optimizer import (
+    adam_rows,
+    clip_rows,
+    decay_rows,
+    project_rows,
+    sgd_rows,
+)
 from tests.ponderttt import reference
 
 ROWS, SIZE = 4, 50
@@ -78,3 +86,77 @@ def test_adam_rows_leaves_its_arguments_as_they_are() -> None:
     adam_rows(weights, gradients, first, second, steps, rates, (0.9, 0.99), 1e-8)
     assert all(torch.equal(now, before) for now, before in zip(arguments, kept, strict=True))
     assert steps.tolist() == [1, 5]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.6, 0.95])
+def test_sgd_rows_equals_torch_sgd_of_each_row(momentum: float) -> None:
+    weights, first = reference.noise(ROWS, SIZE), torch.zeros(ROWS, SIZE)
+    parameters = [torch.nn.Parameter(row.clone()) for row in weights]
+    optimisers = [
+        torch.optim.SGD([parameter], lr=float(rate), momentum=momentum)
+        for parameter, rate in zip(parameters, RATES, strict=True)
+    ]
+    for turn in range(8):
+        gradients = reference.noise(ROWS, SIZE, seed=turn)
+        weights, first = sgd_rows(weights, gradients, first, RATES, momentum)
+        for row, (parameter, optimiser) in enumerate(zip(parameters, optimisers, strict=True)):
+            parameter.grad = gradients[row].clone()
+            optimiser.step()
+    expected = torch.stack([parameter.detach() for parameter in parameters])
+    torch.testing.assert_close(weights, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_sgd_rows_leaves_its_arguments_as_they_are() -> None:
+    weights, gradients, first = arguments = [reference.noise(2, SIZE, seed=s) for s in range(3)]
+    kept = [argument.clone() for argument in arguments]
+    sgd_rows(weights, gradients, first, torch.full((2,), 0.1), 0.9)
+    assert all(torch.equal(now, before) for now, before in zip(arguments, kept, strict=True))
+
+
+def test_decay_rows_takes_back_its_share_of_the_distance() -> None:
+    fresh, offsets = reference.noise(SIZE), reference.noise(ROWS, SIZE, seed=1)
+    decayed = decay_rows(fresh + offsets, fresh, 0.25)
+    torch.testing.assert_close(decayed - fresh, 0.75 * offsets, rtol=0, atol=1e-6)
+    assert torch.equal(decay_rows(fresh[None], fresh, 0.25)[0], fresh)
+
+
+@given(
+    radius=st.floats(1e-3, 1e3),
+    sizes=st.lists(st.floats(0.0, 1e4), min_size=1, max_size=4),
+    seed=st.integers(0, 1000),
+)
+def test_project_rows_gives_the_nearest_point_of_the_ball(
+    radius: float, sizes: list[float], seed: int
+) -> None:
+    fresh = reference.noise(SIZE, seed=seed)
+    weights = (
+        fresh + reference.noise(len(sizes), SIZE, seed=seed + 1) * torch.tensor(sizes)[:, None]
+    )
+    projected = project_rows(weights, fresh, radius)
+    for row, before in zip(projected, weights, strict=True):
+        offset = before - fresh
+        if float(offset.norm()) <= radius:
+            assert torch.equal(row, before)
+            continue
+        # Coordinates near 1 are rounded to 6e-8 before the distance is taken.
+        assert float((row - fresh).norm()) == pytest.approx(radius, rel=1e-5, abs=1e-6)
+        torch.testing.assert_close(
+            row - fresh, offset * (radius / offset.norm()), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_rows_inside_the_ball_are_left_bit_for_bit() -> None:
+    # The distance from such a centre is rounded, so to go there and back would change the weights.
+    fresh, weights = 0.37 * reference.noise(SIZE), 10 * reference.noise(ROWS, SIZE, seed=1)
+    assert not torch.equal(fresh + (weights - fresh), weights)
+    assert torch.equal(project_rows(weights, fresh, 1e3), weights)
+
+
+def test_projection_of_a_row_that_is_not_finite_does_not_hide_it() -> None:
+    fresh = torch.zeros(SIZE)
+    weights = reference.noise(3, SIZE)
+    weights[0, 3], weights[1, 4] = float("nan"), float("inf")
+    projected = project_rows(weights, fresh, 0.5)
+    assert not projected[0].isfinite().all()
+    assert not projected[1].isfinite().all()
+    assert projected[2].isfinite().all()
