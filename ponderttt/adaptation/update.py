@@ -101,7 +101,9 @@ class Writer:
 
     def _gradient_step(self, writes: Sequence[Write]) -> None:
         staged = torch.stack([write.staged.weights for write in writes]).requires_grad_()
-        gradients, losses = self._gradients(writes, staged)
+        # Whoever calls may have turned gradients off, as rollouts do.
+        with torch.enable_grad():
+            gradients, losses = self._gradients(writes, staged)
         with torch.no_grad():
             self._optimise(writes, staged.detach(), gradients)
         for write, rows in zip(writes, losses.split([w.rows for w in writes]), strict=True):

@@ -1,9 +1,10 @@
 """What each action bought, as arrays per episode.
 
-The gain of an action is what it buys on the text that follows, in nats per token, against SKIP
-from the same state. That text was not part of the update, so memorising the chunk pays nothing.
-`next` is what helps at once; `later`, the beginning of another document, is what carries over to
-the rest of the repository.
+The gain of an action is what it buys on all the text that follows, against SKIP from the same
+state, in nats. That text was not part of the update, so memorising the chunk
+pays nothing. It is estimated from two places: the next chunk stands for the rest of its document,
+the beginnings of later documents for the rest of the session. What one update buys is in part what
+a later one would have bought as well, so a chunk that is n chunks away counts retention**n.
 """
 
 from __future__ import annotations
@@ -16,15 +17,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ponderttt.adaptation.actions import Action
+from ponderttt.errors import InvalidRequestError
 from training.rollouts.traces import TraceHeader, TraceRecord
 
 
 @dataclass(frozen=True, slots=True)
 class RewardConfig:
-    """Weights of the two places where an outcome was measured."""
+    """How far an update's worth is counted.
 
-    next_weight: float = 1.0
-    later_weight: float = 1.0
+    Args:
+        retention: what a chunk one further away counts less; 0: the next chunk alone.
+    Raises:
+        InvalidRequestError: outside [0, 1].
+    """
+
+    retention: float = 0.95
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.retention <= 1.0:
+            raise InvalidRequestError("retention", f"{self.retention} lies outside [0, 1]")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,11 +44,12 @@ class TraceEpisode:
 
     Args:
         name, repository: of the episode.
-        gains: [T, 4] float64, nats per token against SKIP; 0 for SKIP.
+        gains: [T, 4] float64, nats saved on the text that follows, against SKIP; 0 for SKIP.
         learnable: [T] bool; other chunks allow SKIP only.
         losses: [T] float64, nats per token; 0 where a chunk had none.
         features: [T, 32] float64.
         tokens: [T] int64.
+        near: [T] int64, chunks that follow in the same document.
     """
 
     name: str
@@ -47,6 +59,7 @@ class TraceEpisode:
     losses: NDArray[np.float64]
     features: NDArray[np.float64]
     tokens: NDArray[np.int64]
+    near: NDArray[np.int64]
 
 
 def trace_episodes(
@@ -60,23 +73,37 @@ def trace_episodes(
         TraceEpisode(
             name=name,
             repository=str(header.episodes.get(name, {}).get("repository", name.split("#")[0])),
-            gains=np.array([gains(record, reward) for record in rows]),
+            gains=np.array([gains(record, reward, header.chunk_size) for record in rows]),
             learnable=np.array([record.learnable for record in rows]),
             losses=np.array([record.loss or 0.0 for record in rows]),
             features=np.array([record.features for record in rows]),
             tokens=np.array([record.tokens for record in rows]),
+            near=np.array([record.near for record in rows]),
         )
         for name, rows in found.items()
     ]
 
 
-def gains(record: TraceRecord, reward: RewardConfig) -> list[float]:
-    """[4], by action; a place that was not looked at counts 0."""
+def gains(record: TraceRecord, reward: RewardConfig, chunk_size: int) -> list[float]:
+    """[4] nats, by action; a place that was not looked at counts 0."""
     total = [0.0] * len(Action)
+    near = _weight(reward.retention, 0, record.near)
+    far = _weight(reward.retention, record.near, record.near + record.far)
+    if not record.near and record.far:
+        # The next chunk begins another document: one sample more of those.
+        share = record.next_tokens / max(record.next_tokens + record.later_tokens, 1)
+        near, far = far * share, far * (1 - share)
+    if not record.later:
+        near, far = near + far, 0.0
     for weight, losses, tokens in (
-        (reward.next_weight, record.next, record.next_tokens),
-        (reward.later_weight, record.later, record.later_tokens),
+        (near, record.next, record.next_tokens),
+        (far, record.later, record.later_tokens),
     ):
         for action in Action if losses else ():
-            total[action] += weight * (losses[Action.SKIP] - losses[action]) / tokens
+            per_token = (losses[Action.SKIP] - losses[action]) / tokens
+            total[action] += weight * chunk_size * per_token
     return total
+
+
+def _weight(retention: float, start: int, end: int) -> float:
+    return sum(retention**distance for distance in range(start, end))

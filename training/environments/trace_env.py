@@ -37,6 +37,7 @@ class _Run:
     episode: int
     budget: int
     session: Session
+    whole: bool
     position: int = 0
     taken: list[int] = field(default_factory=list)
 
@@ -49,9 +50,11 @@ class TraceEnv:
         rules: of the budgets.
         num_envs: N.
         reward_scale: rewards are gains times this, nats per token.
-        seed: of the order of episodes and of their budgets.
+        whole_share: share of the episodes whose text comes in one request, so that all of it is
+            known to follow; the others come document by document.
+        seed: of the order of episodes, their budgets and how they come.
     Raises:
-        InvalidRequestError: no episode that can be used.
+        InvalidRequestError: no episode that can be used, or a value out of range.
     """
 
     def __init__(
@@ -61,8 +64,11 @@ class TraceEnv:
         num_envs: int,
         *,
         reward_scale: float = 1.0,
+        whole_share: float = 1.0,
         seed: int = 0,
     ) -> None:
+        if not 0.0 <= whole_share <= 1.0:
+            raise InvalidRequestError("whole_share", f"{whole_share} lies outside [0, 1]")
         self._episodes = [episode for episode in episodes if bool(episode.learnable.any())]
         if not self._episodes:
             raise InvalidRequestError("episodes", "none has a chunk that can be learned")
@@ -70,6 +76,7 @@ class TraceEnv:
             raise InvalidRequestError("num_envs", f"{num_envs} is below 1")
         self._rules = rules
         self._scale = reward_scale
+        self._whole_share = whole_share
         self._generator = torch.Generator().manual_seed(seed)
         self._deck = ShuffledDeck(len(self._episodes), self._generator)
         self._features = [torch.tensor(e.features).float() for e in self._episodes]
@@ -112,7 +119,9 @@ class TraceEnv:
 
     def _begin(self) -> _Run:
         episode = self._deck.deal()
-        run = _Run(episode, draw(self._generator, self.num_budgets), bookkeeping_session("trace"))
+        budget = draw(self._generator, self.num_budgets)
+        whole = float(torch.rand((), generator=self._generator)) < self._whole_share
+        run = _Run(episode, budget, bookkeeping_session("trace"), whole)
         self._skip_unlearnable(run)
         return run
 
@@ -135,7 +144,7 @@ class TraceEnv:
         rows, allowed = [], []
         for run in self._runs:
             budget = self.budgets[run.budget]
-            ahead = len(self._episodes[run.episode].gains) - run.position - 1
+            ahead = self._ahead(run)
             row = self._features[run.episode][run.position].clone()
             row[HISTORY_COLUMNS] = torch.tensor(self._rules.history(run.session, budget, ahead))
             rows.append(row)
@@ -143,13 +152,25 @@ class TraceEnv:
         index = torch.tensor([run.budget for run in self._runs])
         return Observation(torch.stack(rows), torch.stack(allowed), index)
 
+    def _ahead(self, run: _Run) -> int:
+        """Chunks that are sure to follow, as far as the session can know."""
+        episode = self._episodes[run.episode]
+        if run.whole:
+            return len(episode.gains) - run.position - 1
+        return int(episode.near[run.position])
+
     def state_dict(self) -> State:
         """Generator, deck, and every episode's actions so far."""
         return {
             "generator": self._generator.get_state(),
             "deck": list(self._deck.waiting),
             "runs": [
-                {"episode": run.episode, "budget": run.budget, "taken": list(run.taken)}
+                {
+                    "episode": run.episode,
+                    "budget": run.budget,
+                    "whole": run.whole,
+                    "taken": list(run.taken),
+                }
                 for run in self._runs
             ],
         }
@@ -161,7 +182,7 @@ class TraceEnv:
         self._runs = []
         for kept in state["runs"]:
             session = bookkeeping_session("trace")
-            run = _Run(int(kept["episode"]), int(kept["budget"]), session)
+            run = _Run(int(kept["episode"]), int(kept["budget"]), session, bool(kept["whole"]))
             self._skip_unlearnable(run)
             for action in kept["taken"]:
                 self._advance(run, Action(int(action)))

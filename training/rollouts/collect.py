@@ -19,7 +19,7 @@ from training.rollouts.lanes import Lane, Lanes, Outcome
 from training.rollouts.traces import TraceRecord, TraceWriter
 
 #: SKIP, UPDATE_1, UPDATE_2, UPDATE_4: sessions that have learned much and little are both seen.
-BEHAVIOUR = (0.5, 0.3, 0.13, 0.07)
+BEHAVIOUR = (0.45, 0.4, 0.11, 0.04)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,7 @@ class CollectConfig:
     Args:
         lanes: episodes that run at once.
         peek_tokens: rows of the text that follows, on which an outcome is measured, per place.
+        later_places: later documents that are looked at, besides the next chunk.
         behaviour: probability with which each action is really taken.
         seed: of the actions, and of the later documents that are looked at.
     Raises:
@@ -37,6 +38,7 @@ class CollectConfig:
 
     lanes: int = 4
     peek_tokens: int = 128
+    later_places: int = 2
     behaviour: tuple[float, float, float, float] = BEHAVIOUR
     seed: int = 0
 
@@ -45,6 +47,8 @@ class CollectConfig:
             raise InvalidRequestError("lanes", f"{self.lanes} is below 1")
         if self.peek_tokens < 1:
             raise InvalidRequestError("peek_tokens", f"{self.peek_tokens} is below 1")
+        if self.later_places < 0:
+            raise InvalidRequestError("later_places", f"{self.later_places} is below 0")
         if any(share < 0 for share in self.behaviour) or abs(sum(self.behaviour) - 1) > 1e-6:
             raise InvalidRequestError(
                 "behaviour", f"{self.behaviour} must be four probabilities that add up to 1"
@@ -79,17 +83,20 @@ def collect(
     lanes = Lanes(core)
     running: list[Lane] = []
     collector = _Collector(lanes, config)
-    while waiting or running:
-        while waiting and len(running) < config.lanes:
-            lane = lanes.open(waiting.pop())
-            collector.catch_up(lane, done[lane.episode.name])
-            running.append(lane)
-        records = collector.step(running)
-        writer.append(records)
-        progress(len(records))
-        for lane in [lane for lane in running if lane.done]:
+    try:
+        while waiting or running:
+            while waiting and len(running) < config.lanes:
+                running.append(lanes.open(waiting.pop()))
+                collector.catch_up(running[-1], done[running[-1].episode.name])
+            records = collector.step(running)
+            writer.append(records)
+            progress(len(records))
+            for lane in [lane for lane in running if lane.done]:
+                lanes.close(lane)
+                running.remove(lane)
+    finally:
+        for lane in running:
             lanes.close(lane)
-            running.remove(lane)
 
 
 class _Collector:
@@ -99,10 +106,11 @@ class _Collector:
 
     def catch_up(self, lane: Lane, records: Sequence[TraceRecord]) -> None:
         for record in records:
+            action = Action(record.action)
             self._lanes.read([lane])
-            if record.action is not Action.SKIP and record.failures[record.action] is None:
-                self._lanes.write([lane], [Action(record.action)])
-            self._lanes.record(lane, Action(record.action), budgeted=False)
+            if action is not Action.SKIP and record.failures[action] is None:
+                self._lanes.write([lane], [action])
+            self._lanes.record(lane, action, budgeted=False)
 
     def step(self, lanes: Sequence[Lane]) -> list[TraceRecord]:
         """One chunk of every lane."""
@@ -147,38 +155,39 @@ class _Collector:
     def _peek(self, lanes: Sequence[Lane], judged: dict[int, _Judged]) -> dict[int, _After]:
         """What follows each lane's chunk, after each of the four actions."""
         requests: list[tuple[Lane, int, Tensor]] = []
-        places: list[tuple[_After, str]] = []
+        places: list[tuple[_After, str, Action]] = []
         found: dict[int, _After] = {}
         for lane in lanes:
             after = found[id(lane)] = _After()
             if lane.done:
                 continue
-            later = self._later(lane)
-            for place, index in (("next", lane.position), ("later", later)):
-                if index is None or (count := self._predicted(lane, index)) < 1:
+            later = [("later", index) for index in self._later(lane)]
+            for place, index in [("next", lane.position), *later]:
+                if (count := self._predicted(lane, index)) < 1:
                     continue
-                after.tokens[place] = count
-                for state in judged[id(lane)].states:
+                after.tokens[place] += count
+                after.losses[place] = [0.0] * len(Action)
+                for action, state in zip(Action, judged[id(lane)].states, strict=True):
                     requests.append((lane, index, state.weights))
-                    places.append((after, place))
+                    places.append((after, place, action))
         losses = self._lanes.peek(requests, self._config.peek_tokens) if requests else []
-        for (after, place), loss in zip(places, losses, strict=True):
-            after.losses[place].append(loss)
+        for (after, place, action), loss in zip(places, losses, strict=True):
+            after.losses[place][action] += loss
         return found
 
     def _predicted(self, lane: Lane, index: int) -> int:
         _, start, end = lane.episode.chunks[index]
         return min(end - start - 1, self._config.peek_tokens)
 
-    def _later(self, lane: Lane) -> int | None:
-        """The beginning of a later document, not that of the next chunk."""
-        chunks = lane.episode.chunks
+    def _later(self, lane: Lane) -> list[int]:
+        """Beginnings of later documents, none of them the next chunk."""
         starts = [
             index
-            for index, (_, start, _) in enumerate(chunks)
+            for index, (_, start, _) in enumerate(lane.episode.chunks)
             if start == 0 and index > lane.position
         ]
-        return self._draw(lane, "later").choice(starts) if starts else None
+        count = min(self._config.later_places, len(starts))
+        return self._draw(lane, "later").sample(starts, count)
 
     def _record(
         self, lane: Lane, features: Tensor, judged: _Judged | None, after: _After | None
@@ -202,6 +211,8 @@ class _Collector:
             next_tokens=after.tokens["next"] if after is not None else 0,
             later=tuple(after.losses["later"]) if after is not None else (),
             later_tokens=after.tokens["later"] if after is not None else 0,
+            near=lane.near,
+            far=lane.ahead - lane.near,
             failures=tuple(judged.failures) if judged is not None else (),
             action=int(action),
         )

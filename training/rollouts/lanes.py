@@ -74,6 +74,12 @@ class Lane:
         return len(self.episode.chunks) - self.position
 
     @property
+    def near(self) -> int:
+        """Those of them that belong to the same document."""
+        chunks, document = self.episode.chunks, self.span[0]
+        return sum(index == document for index, _, _ in chunks[self.position :])
+
+    @property
     def span(self) -> tuple[int, int, int]:
         """(document, start, end) of the chunk read last."""
         return self.episode.chunks[self.position - 1]

@@ -72,7 +72,8 @@ class TraceRecord:
         next: summed loss, in nats, of the looked-at tokens of the chunk that follows, after each
             action; empty where none follows or the chunk is too short to be learned.
         next_tokens: how many tokens were looked at; predicted ones only.
-        later, later_tokens: the same for the beginning of a later document.
+        later, later_tokens: the same for the beginnings of later documents, added up.
+        near, far: chunks that follow in the same document, and in later ones.
         failures: why each action would have been rolled back (its outcome is SKIP's then).
         action: the one really taken.
     """
@@ -87,6 +88,8 @@ class TraceRecord:
     next_tokens: int
     later: tuple[float, ...]
     later_tokens: int
+    near: int
+    far: int
     failures: tuple[str | None, ...]
     action: int
 

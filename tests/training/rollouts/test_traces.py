@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ponderttt.errors import InvalidRequestError
 from training.analysis.gains import RewardConfig, trace_episodes
 from training.rollouts.collect import BEHAVIOUR
 from training.rollouts.traces import (
@@ -24,7 +25,7 @@ def record(index: int) -> TraceRecord:
     return TraceRecord(
         episode="a#0", index=index, tokens=32, loss=2.0, features=(0.5,) * 32,
         own=(2.0, 1.9, 1.8, 1.7), next=(32.0, 31.0, 30.0, 33.0), next_tokens=16,
-        later=(16.0, 15.0, 14.0, 17.0), later_tokens=8,
+        later=(16.0, 15.0, 14.0, 17.0), later_tokens=8, near=2, far=3,
         failures=(None, None, None, "loss"), action=1,
     )  # fmt: skip
 
@@ -56,6 +57,37 @@ def test_a_file_of_another_collection_is_refused_by_field(tmp_path: Path) -> Non
         TraceWriter(path, replace(HEADER, seed=1))
 
 
-def test_gains_are_what_the_following_text_saves() -> None:
-    (episode,) = trace_episodes(HEADER, [record(0)], RewardConfig(1.0, 2.0))
-    assert episode.gains.tolist() == [[0.0, 1 / 16 + 2 / 8, 2 / 16 + 4 / 8, -1 / 16 - 2 / 8]]
+@pytest.mark.parametrize(
+    ("near", "far", "later", "weights"),
+    [
+        # The next chunk stands for its document, later beginnings for later documents.
+        (2, 3, True, (1 + 0.5, 0.25 + 0.125 + 0.0625)),
+        # The document ends: the next chunk is one more sample of later documents.
+        (0, 3, True, (1.75 * 16 / 24, 1.75 * 8 / 24)),
+        # The last document, or none was looked at.
+        (2, 0, False, (1.5, 0.0)),
+        (1, 2, False, (1.75, 0.0)),
+        (0, 2, False, (1.5, 0.0)),
+    ],
+)
+def test_gains_count_what_follows_and_less_the_further_it_is(
+    near: int, far: int, later: bool, weights: tuple[float, float]
+) -> None:
+    one = replace(record(0), near=near, far=far)
+    if not later:
+        one = replace(one, later=(), later_tokens=0)
+    (episode,) = trace_episodes(HEADER, [one], RewardConfig(retention=0.5))
+    following, rest = weights
+    per_chunk = [32 * (following / 16 + rest / 8) * saved for saved in (0.0, 1.0, 2.0, -1.0)]
+    assert episode.gains[0].tolist() == pytest.approx(per_chunk)
+
+
+def test_gain_of_the_next_chunk_alone() -> None:
+    (episode,) = trace_episodes(HEADER, [record(0)], RewardConfig(retention=0.0))
+    assert episode.gains[0].tolist() == pytest.approx([0.0, 32 / 16, 64 / 16, -32 / 16])
+
+
+@pytest.mark.parametrize("retention", [-0.1, 1.1])
+def test_retention_out_of_range_is_refused(retention: float) -> None:
+    with pytest.raises(InvalidRequestError, match="retention"):
+        RewardConfig(retention)
