@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OUTER = ("server", "training", "clients")
 #: Each may import itself and what is left of it.
 LAYERS = (
-    ("errors", "config"), ("models",), ("fast_weights",), ("adaptation",), ("sessions",),
-    ("engine",),
+    ("errors", "config"), ("commands",), ("models",), ("fast_weights",), ("adaptation",),
+    ("sessions",), ("engine",), ("bench",),
 )  # fmt: skip
 #: The package's face and its command: above all layers, imported by none of them.
 FACE = ("__init__", "cli")

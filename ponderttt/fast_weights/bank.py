@@ -33,7 +33,7 @@ class OwnershipError(RuntimeError):
 
 @dataclass(slots=True)
 class AdapterState:
-    """Fast weights and the optimiser's moments of one owner, each [P], and the steps taken so far."""
+    """Fast weights and optimiser moments of one owner, each [P], and the steps taken so far."""
 
     weights: Tensor
     first: Tensor

@@ -1,0 +1,1 @@
+"""Benchmarks of the engine against its peers: `ponderttt bench engine`."""
