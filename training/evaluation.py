@@ -10,7 +10,7 @@ from typing import cast
 from tqdm import tqdm
 
 from ponderttt.adaptation.actions import Action, CostModelName
-from ponderttt.adaptation.gates import OffGate, RandomGate, ThresholdGate
+from ponderttt.adaptation.gates import OffGate, ThresholdGate
 from ponderttt.adaptation.policy import PolicyGate, load_policy
 from ponderttt.engine.config import served_name
 from ponderttt.engine.core import EngineCore
@@ -20,7 +20,7 @@ from training.analysis.outcomes import Comparison, MethodResult, Outcome, compar
 from training.analysis.playing import Chooser, worst_window
 from training.analysis.plots import plot_against_cost
 from training.analysis.report import POLICY, EvaluationReport, evaluate
-from training.analysis.schedules import PerBudget, Random, Served, best_fixed
+from training.analysis.schedules import FrontLoaded, PerBudget, Random, Served, best_fixed
 from training.environments.budgeted import BudgetRules
 from training.learning import load_traces, rules_of
 from training.live import Method, play_live
@@ -51,7 +51,7 @@ def methods(
         **{name: Served(gate) for name, gate in policies.items()},
         "threshold": Served(ThresholdGate()),
         "random": Random(),
-        "random gate": Served(RandomGate()),
+        "front-loaded": FrontLoaded(Action.UPDATE_1),
         "best fixed": PerBudget(fixed),
     }
 

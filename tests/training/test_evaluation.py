@@ -83,7 +83,7 @@ def test_methods_are_the_policies_and_four_that_learned_nothing(
     gate = load_policy(policy_folder, tiny_core.model_name)
     rules = rules_of(tiny_recipe, recorded.costs)
     found = methods(recorded.episodes["train"], rules, (1.5, 2.0), {"mine": gate})
-    assert list(found) == ["mine", "threshold", "random", "random gate", "best fixed"]
+    assert list(found) == ["mine", "threshold", "random", "front-loaded", "best fixed"]
 
 
 def evaluate(recipe: Path, output: Path, *options: object) -> EvaluationReport:
@@ -105,7 +105,7 @@ def test_evaluate_on_traces_writes_a_report(
     assert {(each.method, each.budget) for each in found.results} == {
         (name, budget)
         for budget in (1.5, 3.0)
-        for name in ("policy", "threshold", "random", "random gate", "best fixed", "oracle")
+        for name in ("policy", "threshold", "random", "front-loaded", "best fixed", "oracle")
     }
     assert (found.repositories, found.episodes, found.seeds) == (2, 2, (0, 1, 2))
     for each in found.results:
@@ -121,7 +121,7 @@ def test_evaluate_live_plays_every_method_and_recalls_what_it_played(
     )  # fmt: skip
     found = evaluate(tiny_recipe_file, tmp_path, *options)
     assert [each.method for each in found.results] == [
-        "policy", "threshold", "random", "random gate", "best fixed",
+        "policy", "threshold", "random", "front-loaded", "best fixed",
     ]  # fmt: skip
     assert (found.episodes, found.seeds) == (1, (3,))
     played = read_results(tmp_path / "live.jsonl")
