@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ponderttt.models.kv_cache import KVCache
 
+# Rows of a long piece of text that share a mask.
+_PIECE = 256
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -52,7 +55,7 @@ class FlatBatch:
         self.segments = tuple(segments)
         self.replay = replay
         self.lengths = [segment.length for segment in segments]
-        self._masks: dict[tuple[int, int | None], Tensor | None] = {}
+        self._masks: dict[tuple[int, int, int | None], Tensor | None] = {}
         self._device, self._dtype = device, dtype
         self.positions = torch.cat(
             [torch.arange(s.start, s.start + s.length, device=device) for s in segments]
@@ -79,8 +82,24 @@ class FlatBatch:
         )
         for index, (segment, q_rows, k_rows, v_rows) in enumerate(rows):
             keys, values = self._visible(layer, segment, k_rows, v_rows)
-            outputs.append(_grouped(q_rows, keys, values, self._mask(index, window)))
+            if segment.start == 0 and segment.length > 1 and window is None:
+                outputs.append(_causal(q_rows, keys, values))
+            else:
+                outputs.append(self._masked(index, q_rows, keys, values, window))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _masked(self, index: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        """In pieces of rows: what lies beyond a piece's last row is not even looked at."""
+        start, length = self.segments[index].start, self.segments[index].length
+        if length <= _PIECE:
+            return _grouped(q, k, v, self._mask(start, length, window))
+        pieces = []
+        for begin in range(0, length, _PIECE):
+            end = min(begin + _PIECE, length)
+            seen = start + end
+            mask = self._mask(start + begin, end - begin, window)
+            pieces.append(_grouped(q[begin:end], k[:, :seen], v[:, :seen], mask))
+        return torch.cat(pieces)
 
     def _visible(self, layer: int, segment: Segment, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         if not self.replay:
@@ -92,16 +111,15 @@ class FlatBatch:
             torch.cat((past_values, v.transpose(0, 1)), dim=1),
         )
 
-    def _mask(self, index: int, window: int | None) -> Tensor | None:
+    def _mask(self, start: int, length: int, window: int | None) -> Tensor | None:
         """[T, S] float mask, made once per step and shared by the blocks; None: all visible."""
-        key = (index, window)
+        key = (start, length, window)
         if key not in self._masks:
-            segment = self.segments[index]
-            total = segment.start + segment.length
-            if segment.length == 1 and (window is None or total <= window):
+            total = start + length
+            if length == 1 and (window is None or total <= window):
                 self._masks[key] = None
             else:
-                visible = causal_visible(segment.start, segment.length, window, self._device)
+                visible = causal_visible(start, length, window, self._device)
                 mask = torch.zeros(visible.shape, device=self._device, dtype=self._dtype)
                 self._masks[key] = mask.masked_fill_(~visible, float("-inf"))
         return self._masks[key]
@@ -113,6 +131,14 @@ def causal_visible(start: int, length: int, window: int | None, device: torch.de
     columns = torch.arange(start + length, device=device)[None, :]
     visible = columns <= rows
     return visible if window is None else visible & (columns > rows - window)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As `_grouped`, of a text from its first token on: the kernel leaves out what is masked."""
+    out = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None], k[None], v[None], is_causal=True, enable_gqa=True
+    )
+    return out[0].transpose(0, 1).flatten(1)
 
 
 def _grouped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

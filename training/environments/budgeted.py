@@ -6,7 +6,8 @@ session's own history, so a policy is trained under the rules that it will be se
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from ponderttt.adaptation.actions import Action, CostModel, CostModelName
 from ponderttt.adaptation.features import FEATURE_NAMES
 from ponderttt.adaptation.features.history import HISTORY
+from ponderttt.adaptation.gates import within_budget
 from ponderttt.adaptation.params import TTTParams, check_budget
 from ponderttt.errors import InvalidRequestError
 from ponderttt.sessions.session import Session
@@ -54,10 +56,17 @@ class BudgetRules:
 
     def allowed(self, session: Session, budget: float, ahead: int) -> Tensor:
         """[4] bool: what may be done with a chunk that `ahead` more are sure to follow."""
-        if not self.enforced:
-            return torch.ones(len(Action), dtype=torch.bool)
-        permitted = session.ledger.allowed(self.costs[self.cost_model], budget, ahead)
+        permitted = self._permitted(session, budget, ahead)
         return torch.tensor([action in permitted for action in Action])
+
+    def cut(self, action: Action, session: Session, budget: float, ahead: int) -> Action:
+        """What serving would make of an action that the budget does not pay for."""
+        return within_budget(action, self._permitted(session, budget, ahead))
+
+    def _permitted(self, session: Session, budget: float, ahead: int) -> frozenset[Action]:
+        if not self.enforced:
+            return frozenset(Action)
+        return session.ledger.allowed(self.costs[self.cost_model], budget, ahead)
 
     def history(self, session: Session, budget: float, ahead: int) -> list[float]:
         """The four history features."""
@@ -107,7 +116,22 @@ class ShuffledDeck:
 
 
 def as_actions(actions: Tensor, count: int) -> Sequence[Action]:
-    """[N] int64 → actions; InvalidRequestError for another shape."""
+    """[N] int64 → actions; InvalidRequestError for another shape, or an action there is not."""
     if actions.shape != (count,):
         raise InvalidRequestError("actions", f"shape {tuple(actions.shape)}; must be ({count},)")
+    if odd := sorted(set(actions.tolist()) - set(Action)):
+        raise InvalidRequestError("actions", f"{odd[0]} lies outside [0, {len(Action) - 1}]")
     return [Action(int(action)) for action in actions]
+
+
+def digest_of(parts: Iterable[bytes]) -> str:
+    """Names what episodes are made of, so that a state is not continued on others."""
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def check_digest(kept: object, mine: str) -> None:
+    """InvalidRequestError unless a state was made with these very episodes."""
+    if kept != mine:
+        raise InvalidRequestError(
+            "episodes", "are not those that the run was begun with; give the same text or traces"
+        )

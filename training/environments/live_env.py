@@ -17,10 +17,16 @@ from torch import Tensor
 
 from ponderttt.adaptation.actions import Action
 from ponderttt.adaptation.features import FEATURE_NAMES
-from ponderttt.adaptation.gates import within_budget
 from ponderttt.engine.core import EngineCore
 from ponderttt.errors import InvalidRequestError
-from training.environments.budgeted import BudgetRules, ShuffledDeck, as_actions, draw
+from training.environments.budgeted import (
+    BudgetRules,
+    ShuffledDeck,
+    as_actions,
+    check_digest,
+    digest_of,
+    draw,
+)
 from training.ppo.environment import Observation, State, StepResult
 from training.rollouts.episodes import Episode
 from training.rollouts.lanes import Lane, Lanes
@@ -42,13 +48,13 @@ class LiveEnv:
 
     Args:
         core: its bank has N slots, and one more for the pass without adaptation.
-        episodes: of two chunks or more.
+        episodes: each of at least one chunk that is long enough to be learned.
         rules: of the budgets.
         num_envs: N.
         reward_scale: rewards are nats per token times this.
         seed: of the order of episodes and of their budgets.
     Raises:
-        InvalidRequestError: no episode, or too small a bank.
+        InvalidRequestError: no episode that can be used, or too small a bank.
     """
 
     def __init__(
@@ -61,8 +67,10 @@ class LiveEnv:
         reward_scale: float = 1.0,
         seed: int = 0,
     ) -> None:
-        if not episodes:
-            raise InvalidRequestError("episodes", "none; the corpus has no repository large enough")
+        self._lanes = Lanes(core)
+        self._episodes = [episode for episode in episodes if self._lanes.learnable(episode)]
+        if not self._episodes:
+            raise InvalidRequestError("episodes", "none has a chunk that can be learned")
         if not 1 <= num_envs < core.bank.capacity:
             raise InvalidRequestError(
                 "num_envs",
@@ -70,12 +78,13 @@ class LiveEnv:
                 f"{core.bank.capacity} slots (adapter_slots) and one must be free",
             )
         self._core = core
-        self._episodes = list(episodes)
         self._rules = rules
         self._scale = reward_scale
         self._generator = torch.Generator().manual_seed(seed)
-        self._deck = ShuffledDeck(len(episodes), self._generator)
-        self._lanes = Lanes(core)
+        self._deck = ShuffledDeck(len(self._episodes), self._generator)
+        self._digest = digest_of(
+            repr((e.name, e.chunk_size, e.documents)).encode() for e in self._episodes
+        )
         self._base: dict[int, list[float | None]] = {}
         self._runs: list[_Run] = []
         self.num_envs = num_envs
@@ -95,7 +104,8 @@ class LiveEnv:
     def reset(self) -> Observation:
         """A new episode everywhere."""
         self.close()
-        self._runs = [self._begin() for _ in range(self.num_envs)]
+        for _ in range(self.num_envs):
+            self._runs.append(self._begin())
         self._read(self._runs)
         return self._observe()
 
@@ -106,13 +116,19 @@ class LiveEnv:
         self._runs = []
 
     def step(self, actions: Tensor) -> StepResult:
-        """Learn the chunks as told, and read the next ones."""
-        chosen = as_actions(actions, self.num_envs)
+        """Learn the chunks as told, and read the next ones.
+
+        What a budget does not pay for is cut down.
+        """
+        chosen = [
+            self._rules.cut(action, run.lane.session, self.budgets[run.budget], run.lane.ahead)
+            for run, action in zip(self._runs, as_actions(actions, self.num_envs), strict=True)
+        ]
         costs = [self._rules.cost(action) for action in chosen]
         self._learn(chosen)
         rewards, done = [0.0] * self.num_envs, [False] * self.num_envs
         waiting = list(range(self.num_envs))
-        # A chunk too short to be learned is no decision: its saving goes to the one before.
+        # A chunk that cannot be learned is no decision: its saving goes to the one before.
         while waiting:
             reading = []
             for index in waiting:
@@ -142,10 +158,12 @@ class LiveEnv:
     def _base_losses(self, episode: Episode) -> list[float | None]:
         lane = self._lanes.open(episode)
         losses: list[float | None] = []
-        while not lane.done:
-            self._lanes.read([lane])
-            losses.append(_loss(lane))
-        self._lanes.close(lane)
+        try:
+            while not lane.done:
+                self._lanes.read([lane])
+                losses.append(_loss(lane))
+        finally:
+            self._lanes.close(lane)
         return losses
 
     def _read(self, runs: Sequence[_Run]) -> None:
@@ -169,24 +187,14 @@ class LiveEnv:
         return base - own if base is not None and own is not None else 0.0
 
     def _learn(self, actions: Sequence[Action]) -> None:
-        chosen = []
-        for run, action in zip(self._runs, actions, strict=True):
-            if self._rules.enforced:
-                permitted = run.lane.session.ledger.allowed(
-                    self._rules.costs[self._rules.cost_model],
-                    self.budgets[run.budget],
-                    run.lane.ahead,
-                )
-                action = within_budget(action, permitted)
-            chosen.append(action)
         learning = [
-            (run, action)
-            for run, action in zip(self._runs, chosen, strict=True)
+            (run.lane, action)
+            for run, action in zip(self._runs, actions, strict=True)
             if action is not Action.SKIP
         ]
         if learning:
-            self._lanes.write([run.lane for run, _ in learning], [action for _, action in learning])
-        for run, action in zip(self._runs, chosen, strict=True):
+            self._lanes.write([lane for lane, _ in learning], [action for _, action in learning])
+        for run, action in zip(self._runs, actions, strict=True):
             self._enter(run, action)
 
     def _enter(self, run: _Run, action: Action) -> None:
@@ -210,6 +218,7 @@ class LiveEnv:
     def state_dict(self) -> State:
         """Everything, fast weights and caches of the adaptive blocks included."""
         return {
+            "episodes": self._digest,
             "generator": self._generator.get_state(),
             "deck": list(self._deck.waiting),
             "runs": [
@@ -225,7 +234,12 @@ class LiveEnv:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where `state_dict` was called."""
+        """Go on where `state_dict` was called.
+
+        Raises:
+            InvalidRequestError: it was called with other episodes.
+        """
+        check_digest(state["episodes"], self._digest)
         self.close()
         self._generator.set_state(state["generator"])
         self._deck.waiting = [int(card) for card in state["deck"]]

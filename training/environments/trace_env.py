@@ -25,6 +25,8 @@ from training.environments.budgeted import (
     ShuffledDeck,
     as_actions,
     bookkeeping_session,
+    check_digest,
+    digest_of,
     draw,
 )
 from training.ppo.environment import Observation, State, StepResult
@@ -80,6 +82,9 @@ class TraceEnv:
         self._generator = torch.Generator().manual_seed(seed)
         self._deck = ShuffledDeck(len(self._episodes), self._generator)
         self._features = [torch.tensor(e.features).float() for e in self._episodes]
+        self._digest = digest_of(
+            part for e in self._episodes for part in (e.name.encode(), e.gains.tobytes())
+        )
         self._runs: list[_Run] = []
         self.num_envs = num_envs
         self.num_features = len(FEATURE_NAMES)
@@ -101,11 +106,13 @@ class TraceEnv:
         return self._observe()
 
     def step(self, actions: Tensor) -> StepResult:
-        """One chunk of every episode."""
+        """One chunk of every episode; what a budget does not pay for is cut down."""
         rewards, costs, done = [], [], []
-        for index, action in enumerate(as_actions(actions, self.num_envs)):
+        for index, wanted in enumerate(as_actions(actions, self.num_envs)):
             run = self._runs[index]
             episode = self._episodes[run.episode]
+            budget, ahead = self.budgets[run.budget], self._ahead(run)
+            action = self._rules.cut(wanted, run.session, budget, ahead)
             rewards.append(float(episode.gains[run.position, action]) * self._scale)
             costs.append(self._rules.cost(action))
             self._advance(run, action)
@@ -162,6 +169,7 @@ class TraceEnv:
     def state_dict(self) -> State:
         """Generator, deck, and every episode's actions so far."""
         return {
+            "episodes": self._digest,
             "generator": self._generator.get_state(),
             "deck": list(self._deck.waiting),
             "runs": [
@@ -176,7 +184,12 @@ class TraceEnv:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where `state_dict` was called, by playing the actions again."""
+        """Go on where `state_dict` was called, by playing the actions again.
+
+        Raises:
+            InvalidRequestError: it was called with other episodes.
+        """
+        check_digest(state["episodes"], self._digest)
         self._generator.set_state(state["generator"])
         self._deck.waiting = [int(card) for card in state["deck"]]
         self._runs = []

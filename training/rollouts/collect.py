@@ -49,7 +49,10 @@ class CollectConfig:
             raise InvalidRequestError("peek_tokens", f"{self.peek_tokens} is below 1")
         if self.later_places < 0:
             raise InvalidRequestError("later_places", f"{self.later_places} is below 0")
-        if any(share < 0 for share in self.behaviour) or abs(sum(self.behaviour) - 1) > 1e-6:
+        shares = self.behaviour
+        # So written that what is no number fails, too.
+        usual = all(share >= 0 for share in shares) and abs(sum(shares) - 1) <= 1e-6
+        if len(shares) != len(Action) or not usual:
             raise InvalidRequestError(
                 "behaviour", f"{self.behaviour} must be four probabilities that add up to 1"
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ponderttt.adaptation.chunking import chunk_spans
+from ponderttt.adaptation.params import MAX_CHUNK, MIN_CHUNK
 from ponderttt.errors import InvalidRequestError
 from ponderttt.models.tokenizer import Tokenizer
 from training.corpora.repository import Repository
@@ -36,9 +37,18 @@ class EpisodeConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("chunk_size", "chunks", "document_tokens", "least_tokens", "episodes"):
+        for name in ("document_tokens", "least_tokens", "episodes"):
             if getattr(self, name) < 1:
                 raise InvalidRequestError(name, f"{getattr(self, name)} is below 1")
+        if not MIN_CHUNK <= self.chunk_size <= MAX_CHUNK:
+            raise InvalidRequestError(
+                "chunk_size",
+                f"{self.chunk_size} lies outside [{MIN_CHUNK}, {MAX_CHUNK}], what can be served",
+            )
+        if self.chunks < 2:
+            raise InvalidRequestError(
+                "chunks", f"{self.chunks} is below 2; what is learned shows in a chunk that follows"
+            )
         if self.document_tokens < self.chunk_size:
             raise InvalidRequestError(
                 "document_tokens",

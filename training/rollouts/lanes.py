@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ponderttt.adaptation.actions import Action
+from ponderttt.adaptation.chunking import chunk_keys
 from ponderttt.adaptation.features import extract
 from ponderttt.adaptation.loss import token_losses
 from ponderttt.adaptation.observation import History
@@ -22,6 +23,7 @@ from ponderttt.adaptation.observe import ChunkRead, Scores, observe, score
 from ponderttt.adaptation.params import TTTParams
 from ponderttt.adaptation.update import Write
 from ponderttt.engine.core import EngineCore
+from ponderttt.errors import InvalidRequestError
 from ponderttt.fast_weights.adapter import BatchedAdapter
 from ponderttt.fast_weights.bank import AdapterState, StepTag
 from ponderttt.models.decoder import Decoder
@@ -166,8 +168,16 @@ class Lanes:
         """Begin an episode with fresh weights.
 
         Raises:
+            InvalidRequestError: a document is longer than what the engine reads at once.
             RuntimeError: no slot of the bank is free.
         """
+        longest = max(map(len, episode.documents), default=0)
+        if longest > self.core.max_model_len:
+            raise InvalidRequestError(
+                "document_tokens",
+                f"a document of {episode.name} has {longest} tokens; "
+                f"the model reads {self.core.max_model_len} at once",
+            )
         self._opened += 1
         sessions = self.core.sessions
         session = sessions.create(f"lane-{self._opened}", TTTParams())
@@ -210,9 +220,27 @@ class Lanes:
             return extract(observe(self.core.model, first, read, scores, text, size, history))
 
     def learns(self, lane: Lane) -> bool:
-        """Whether the chunk read last is long enough to be learned."""
-        least = min(self.core.writer.rule.min_tokens, lane.episode.chunk_size)
-        return lane.tokens >= least
+        """Whether the chunk read last is long enough to be learned, and has not been yet."""
+        short = lane.tokens < self._least(lane.episode)
+        return not short and not lane.session.has_learned(self._keys(lane)[-1])
+
+    def learnable(self, episode: Episode) -> bool:
+        """Whether any chunk of the episode is long enough to be learned."""
+        return any(end - start >= self._least(episode) for _, start, end in episode.chunks)
+
+    def _least(self, episode: Episode) -> int:
+        return min(self.core.writer.rule.min_tokens, episode.chunk_size)
+
+    def _keys(self, lane: Lane) -> list[str]:
+        index, start, end = lane.span
+        ids = lane.episode.documents[index][start:end]
+        return chunk_keys(ids, lane.episode.chunk_size, self.core.writer.rule.min_tokens)
+
+    def _remember(self, lane: Lane) -> None:
+        *parts, whole = self._keys(lane)
+        for part in parts:
+            lane.session.remember(part)
+        lane.session.remember(whole, lane.tokens)
 
     def write(
         self, lanes: Seq[Lane], actions: Seq[Action], *, keep_states: bool = False
@@ -234,6 +262,7 @@ class Lanes:
         for lane, write in zip(lanes, writes, strict=True):
             if write.failure is None and not keep_states:
                 lane.session.version = self.core.bank.commit(write.tag, write.staged)
+                self._remember(lane)
             elif write.failure is not None:
                 lane.session.rollbacks += 1
         return [
@@ -242,7 +271,12 @@ class Lanes:
         ]
 
     def commit(self, lane: Lane, state: AdapterState) -> None:
-        """Make a state that `write` kept the session's own."""
+        """Make a state that `write` kept the session's own: the chunk read last is learned."""
+        self.adopt(lane, state)
+        self._remember(lane)
+
+    def adopt(self, lane: Lane, state: AdapterState) -> None:
+        """Make a state the session's own, wherever it comes from."""
         bank, session = self.core.bank, lane.session
         tag = StepTag(session.slot, session.owner, bank.version(session.slot), "WRITE")
         session.version = bank.commit(tag, state)

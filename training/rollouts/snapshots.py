@@ -20,7 +20,8 @@ def snapshot(core: EngineCore, lane: Lane) -> dict[str, Any]:
 
     Returns:
         Fast weights and moments [P]; keys and values of the adaptive blocks up to where the
-        document is read; final hidden states of these positions; losses of the chunk read last.
+        document is read; final hidden states of these positions; losses of the chunk read last;
+        names of the chunks learned.
     """
     document, scores = lane.document, lane.scores
     if document is None or document.final is None or scores is None:
@@ -33,6 +34,7 @@ def snapshot(core: EngineCore, lane: Lane) -> dict[str, Any]:
         "first": state.first,
         "second": state.second,
         "step": state.step,
+        "learned": list(lane.session.learned),
         "keys": document.cache.keys[first:, :, :end].clone(),
         "values": document.cache.values[first:, :, :end].clone(),
         "final": document.final[:end].clone(),
@@ -49,7 +51,9 @@ def restore(core: EngineCore, lanes: Lanes, lane: Lane, kept: dict[str, Any]) ->
     """Bring a lane that was just opened to where `snapshot` was called."""
     lane.position = int(kept["position"])
     state = AdapterState(kept["weights"], kept["first"], kept["second"], int(kept["step"]))
-    lanes.commit(lane, state)
+    lanes.adopt(lane, state)
+    for key in kept["learned"]:
+        lane.session.remember(key)
     document = lane.document = lanes.document(lane.episode, lane.span[0])
     if document.final is None:
         raise RuntimeError("a lane's document keeps its activations")
