@@ -139,8 +139,12 @@ def test_learning_changes_what_follows_and_not_what_came_before(
 def test_no_budget_is_ever_exceeded_in_the_mean_or_in_a_window(
     tiny_core: EngineCore, episodes: Sequence[Episode], rules: BudgetRules, model: str
 ) -> None:
-    # Three times the window, out of many short documents.
-    documents = tuple(document[:32] for document in episodes[0].documents) * (WINDOW * 3 // 2)
+    # Three times the window, out of many short documents, no two of them alike.
+    documents = tuple(
+        (number, *document[:31])
+        for number in range(WINDOW * 3 // 2)
+        for document in episodes[0].documents
+    )
     long = replace(episodes[0], documents=documents, paths=("",) * len(documents))
     kept = replace(rules, cost_model=model)  # type: ignore[arg-type]
     greedy = [

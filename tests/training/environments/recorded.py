@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ponderttt.adaptation.actions import NOMINAL, CostModel
+from ponderttt.adaptation.actions import NOMINAL, CostModel, CostModelName
 from training.analysis.gains import TraceEpisode
 from training.environments.budgeted import BudgetRules
 
@@ -12,8 +12,10 @@ MEASURED = CostModel("measured", dict(zip(NOMINAL.costs, (1.0, 2.4, 3.3, 4.8), s
 COSTS = {"nominal": NOMINAL, "measured": MEASURED}
 
 
-def rules(*budgets: float, enforced: bool = True) -> BudgetRules:
-    return BudgetRules(budgets or (2.0,), COSTS, enforced=enforced)
+def rules(
+    *budgets: float, enforced: bool = True, cost_model: CostModelName = "nominal"
+) -> BudgetRules:
+    return BudgetRules(budgets or (2.0,), COSTS, cost_model, enforced=enforced)
 
 
 def recorded(number: int, chunks: int, unlearnable: tuple[int, ...] = ()) -> TraceEpisode:

@@ -10,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ponderttt.adaptation.actions import NOMINAL, Action
+from ponderttt.adaptation.actions import NOMINAL, Action, CostModelName
+from ponderttt.adaptation.features.history import HISTORY
 from ponderttt.adaptation.params import TTTParams
 from ponderttt.errors import InvalidRequestError
 from ponderttt.sessions.session import Session
-from tests.training.environments.recorded import recorded, rules
+from tests.training.environments.recorded import COSTS, recorded, rules
 from training.environments.budgeted import HISTORY_COLUMNS, BudgetRules
 from training.environments.trace_env import TraceEnv
 from training.ppo.environment import check_observation, check_step
@@ -25,25 +26,38 @@ def wanted(env: TraceEnv, allowed: torch.Tensor, generator: torch.Generator) -> 
     return torch.multinomial(allowed.float(), 1, generator=generator)[:, 0]
 
 
-@given(st.integers(0, 2**31), st.sampled_from([1.0, 1.5, 2.0, 3.0, 6.5]), st.integers(2, 150))
+@given(
+    seed=st.integers(0, 2**31),
+    budget=st.sampled_from([1.0, 1.5, 2.0, 3.0, 6.5]),
+    chunks=st.integers(2, 150),
+    greed=st.sampled_from(["dearest allowed", "any allowed", "any"]),
+    whole=st.booleans(),
+    cost_model=st.sampled_from(["nominal", "measured"]),
+)
 @settings(max_examples=25, deadline=None)
-def test_enforced_budget_is_never_exceeded(seed: int, budget: float, chunks: int) -> None:
-    env = TraceEnv([recorded(seed, chunks)], rules(budget), 1, seed=seed)
+def test_enforced_budget_is_never_exceeded(
+    seed: int, budget: float, chunks: int, greed: str, whole: bool, cost_model: CostModelName
+) -> None:
+    told = rules(budget, cost_model=cost_model)
+    env = TraceEnv([recorded(seed, chunks)], told, 1, whole_share=float(whole), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     observation, costs = env.reset(), []
     while True:
-        # As greedy as can be: the dearest action that is allowed.
-        best = max(a for a in Action if observation.allowed[0, a])
-        action = torch.tensor([best]) if seed % 2 else wanted(env, observation.allowed, generator)
+        allowed = observation.allowed
+        action = wanted(env, allowed if greed != "any" else torch.ones(1, 4), generator)
+        if greed == "dearest allowed":
+            action = torch.tensor([max(a for a in Action if allowed[0, a])])
         result = env.step(action)
+        if allowed[0, int(action)]:
+            assert float(result.cost) == pytest.approx(COSTS[cost_model][Action(int(action))])
         costs.append(float(result.cost))
         observation = result.observation
         if result.done[0]:
             break
     assert len(costs) == chunks
-    assert np.mean(costs) <= budget + 1e-9
+    assert np.mean(costs) <= budget + 1e-6
     windows = np.lib.stride_tricks.sliding_window_view(costs, min(64, chunks)).mean(-1)
-    assert chunks < 64 or windows.max() <= budget + 1e-9
+    assert chunks < 64 or windows.max() <= budget + 1e-6
 
 
 def test_observations_and_steps_are_well_formed() -> None:
@@ -64,6 +78,28 @@ def test_rewards_are_the_recorded_gains_and_costs_the_actions() -> None:
     assert bool(result.done)
 
 
+def test_action_that_the_budget_does_not_pay_for_is_cut_down() -> None:
+    episode = recorded(5, 6)
+    env = TraceEnv([episode], rules(2.0), 1)
+    # Six chunks at 2: an UPDATE_2 (5) leaves 7 for five more, an UPDATE_4 (12) nothing.
+    assert env.reset().allowed[0].tolist() == [True, True, True, False]
+    result = env.step(torch.tensor([3]))
+    assert float(result.cost) == NOMINAL[Action.UPDATE_2]
+    assert float(result.reward) == pytest.approx(episode.gains[0, Action.UPDATE_2])
+    (kept,) = env.state_dict()["runs"]
+    assert kept["taken"] == [Action.UPDATE_2]
+
+
+def test_unenforced_budget_allows_everything_and_charges_what_was_asked_for() -> None:
+    env = TraceEnv([recorded(5, 6)], rules(1.0, enforced=False), 1)
+    observation = env.reset()
+    for _ in range(6):
+        assert observation.allowed.all()
+        result = env.step(torch.tensor([3]))
+        assert float(result.cost) == NOMINAL[Action.UPDATE_4]
+        observation = result.observation
+
+
 def test_history_features_are_those_of_a_served_session() -> None:
     episode, budget = recorded(3, 9, (4,)), 3.0
     env = TraceEnv([episode], rules(budget), 1)
@@ -73,10 +109,10 @@ def test_history_features_are_those_of_a_served_session() -> None:
     for position in range(9):
         action = Action.SKIP
         if episode.learnable[position]:
+            # As the engine asks for them.
             credit = session.ledger.credit(NOMINAL, budget)
-            expected = BudgetRules((budget,), {"nominal": NOMINAL}).history(
-                session, budget, 8 - position
-            )
+            history = session.history(budget, credit, 8 - position)
+            expected = [feature(history) for feature in HISTORY.features]
             assert observation.features[0, HISTORY_COLUMNS].tolist() == pytest.approx(expected)
             assert credit == budget * position - session.ledger.totals["nominal"]
             rest = [i for i in range(32) if not HISTORY_COLUMNS.start <= i < HISTORY_COLUMNS.stop]
@@ -138,10 +174,14 @@ def test_resumed_environment_goes_on_exactly() -> None:
     generator = torch.Generator().manual_seed(0)
     env = make(7)
     observation = env.reset()
-    for _ in range(9):
+    for _ in range(5):
         observation = env.step(wanted(env, observation.allowed, generator)).observation
     twin = make(8)
-    twin.load_state_dict(env.state_dict())
+    kept = env.state_dict()
+    parts = [run for run in kept["runs"] if not run["whole"]]
+    assert any(len(run["taken"]) < 2 for run in parts), "a text is coming document by document"
+    assert kept["deck"], "some episodes of this round are still to come"
+    twin.load_state_dict(kept)
     for _ in range(20):
         actions = wanted(env, observation.allowed, generator)
         first, second = env.step(actions), twin.step(actions)
@@ -171,8 +211,23 @@ def test_bad_input_is_named(make: object, field: str) -> None:
     assert caught.value.param == field
 
 
-def test_wrong_number_of_actions_is_refused() -> None:
+def test_state_of_other_episodes_is_refused_and_changes_nothing() -> None:
+    env = TraceEnv([recorded(0, 3), recorded(1, 4)], rules(), 2)
+    env.reset()
+    for other in ([recorded(0, 3)], [recorded(0, 3), recorded(2, 4)]):
+        twin = TraceEnv(other, rules(), 2)
+        twin.reset()
+        before = twin.state_dict()["runs"]
+        with pytest.raises(InvalidRequestError, match="begun with"):
+            twin.load_state_dict(env.state_dict())
+        assert twin.state_dict()["runs"] == before
+
+
+@pytest.mark.parametrize(
+    ("actions", "says"), [([0, 0, 0], "shape"), ([0, 4], "4 lies outside"), ([-1, 0], "-1 lies")]
+)
+def test_actions_that_cannot_be_are_refused(actions: list[int], says: str) -> None:
     env = TraceEnv([recorded(0, 3)], rules(), 2)
     env.reset()
-    with pytest.raises(InvalidRequestError, match="shape"):
-        env.step(torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(InvalidRequestError, match=says):
+        env.step(torch.tensor(actions))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from ponderttt.adaptation.gates import Decision
 from ponderttt.adaptation.params import TTTParams
 from ponderttt.adaptation.policy import PolicyGate
 from ponderttt.engine.core import EngineCore
+from ponderttt.errors import InvalidRequestError
 from tests.ponderttt.engine import harness
 from tests.training.rollouts.episodes_of import CHUNK, episode
-from training.rollouts.lanes import Lane, Lanes
+from training.rollouts.lanes import Lane, Lanes, TrunkCache, run_trunk
 from training.rollouts.snapshots import restore, snapshot
 
 PATTERN = (
@@ -63,16 +65,18 @@ def weights_of(core: EngineCore, lane: Lane) -> Tensor:
     return core.bank.state(lane.session.slot, lane.session.owner).weights
 
 
-def test_lane_equals_the_engine_chunk_by_chunk(tiny_llama_dir: Path) -> None:
-    told = episode(tiny_llama_dir, 0)
+@pytest.mark.parametrize("model", ["llama", "qwen2", "mistral", "gpt2"])
+def test_lane_equals_the_engine_chunk_by_chunk(model: str, request: pytest.FixtureRequest) -> None:
+    directory = request.getfixturevalue(f"tiny_{model}_dir")
+    told = episode(directory, 0)
     gate = Scripted(PATTERN)
-    engine = harness.make_core(tiny_llama_dir, policy=gate)
+    engine = harness.make_core(directory, policy=gate)
     engine.sessions.create("s", TTTParams())
     ttt = TTTParams(session="s", gate="policy", budget=BUDGET, chunk_size=CHUNK)
     chunks = harness.adapt(engine, *told.documents, ttt=ttt).chunks
     assert {c.action for c in chunks} == set(Action), "the script must reach every action"
 
-    core = harness.make_core(tiny_llama_dir)
+    core = harness.make_core(directory)
     lanes = Lanes(core)
     lane = lanes.open(told)
     # What the engine rolled back is tried again here, and rolled back as well.
@@ -89,6 +93,67 @@ def test_lane_equals_the_engine_chunk_by_chunk(tiny_llama_dir: Path) -> None:
     assert lane.session.version == session.version
     assert lane.session.ledger.totals["nominal"] == session.ledger.totals["nominal"]
     assert lane.session.ledger.chunks_by_action == session.ledger.chunks_by_action
+
+
+def test_update_that_the_engine_rolls_back_is_rolled_back(tiny_llama_dir: Path) -> None:
+    told = episode(tiny_llama_dir, 0)
+    # The weights may not go far: the later updates are refused.
+    rule = replace(harness.RULE, max_norm=1.5)
+    engine = harness.make_core(tiny_llama_dir, rule=rule)
+    engine.sessions.create("s", TTTParams())
+    ttt = TTTParams(session="s", gate="fixed", action=Action.UPDATE_2, chunk_size=CHUNK)
+    chunks = harness.adapt(engine, *told.documents, ttt=ttt).chunks
+    refused = [chunk.rollback for chunk in chunks]
+    assert len(set(refused)) > 1, "some must stay and some go"
+
+    core = harness.make_core(tiny_llama_dir, rule=rule)
+    lanes = Lanes(core)
+    lane = lanes.open(told)
+    failures: list[str | None] = []
+    while not lane.done:
+        lanes.read([lane])
+        if lanes.learns(lane):
+            failures += [outcome.failure for outcome in lanes.write([lane], [Action.UPDATE_2])]
+        else:
+            failures.append(None)
+    session = engine.sessions.get("s")
+    assert failures == refused
+    assert lane.session.rollbacks == session.rollbacks > 0
+    assert lane.session.version == session.version
+    theirs = engine.sessions.state(session)
+    torch.testing.assert_close(weights_of(core, lane), theirs.weights, atol=2e-5, rtol=1e-4)
+
+
+def test_chunk_met_again_is_left_out_as_the_engine_leaves_it_out(
+    core: EngineCore, tiny_llama_dir: Path
+) -> None:
+    first = episode(tiny_llama_dir, 0, (96, 40))
+    # A copy of the first document, and of the second with another end.
+    documents = (*first.documents, first.documents[0], first.documents[1][:38])
+    told = replace(first, documents=documents, paths=("a", "b", "c", "d"))
+    engine = harness.make_core(tiny_llama_dir)
+    engine.sessions.create("s", TTTParams())
+    ttt = TTTParams(session="s", gate="fixed", action=Action.UPDATE_1, chunk_size=CHUNK)
+    chunks = harness.adapt(engine, *documents, ttt=ttt).chunks
+
+    lanes = Lanes(core)
+    lane = lanes.open(told)
+    learned = []
+    while not lane.done:
+        lanes.read([lane])
+        learned.append(lanes.learns(lane))
+        if learned[-1]:
+            lanes.write([lane], [Action.UPDATE_1])
+        lanes.record(lane, Action.UPDATE_1 if learned[-1] else Action.SKIP)
+
+    assert learned == [chunk.reason not in ("seen", "short") for chunk in chunks]
+    assert [c.reason for c in chunks[5:]] == ["seen"] * 4 + ["short"]
+    session = engine.sessions.get("s")
+    assert list(lane.session.learned) == list(session.learned)
+    assert lane.session.learned_tokens == session.learned_tokens
+    assert lane.session.ledger.chunks_by_action == session.ledger.chunks_by_action
+    theirs = engine.sessions.state(session)
+    torch.testing.assert_close(weights_of(core, lane), theirs.weights, atol=2e-5, rtol=1e-4)
 
 
 def test_lanes_together_equal_each_alone(core: EngineCore, tiny_llama_dir: Path) -> None:
@@ -214,6 +279,34 @@ def test_opening_more_lanes_than_slots_is_refused_and_leaves_no_session(
     lanes.open(episode(tiny_llama_dir, 1))
 
 
+def test_document_longer_than_the_model_reads_at_once_is_refused(tiny_llama_dir: Path) -> None:
+    core = harness.make_core(tiny_llama_dir, max_model_len=80)
+    lanes = Lanes(core)
+    with pytest.raises(InvalidRequestError, match="96 tokens; the model reads 80") as caught:
+        lanes.open(episode(tiny_llama_dir, 0))
+    assert caught.value.param == "document_tokens"
+    assert (core.bank.occupied, len(core.sessions)) == (0, 0)
+    lanes.open(episode(tiny_llama_dir, 0, (80, 70)))
+
+
+def test_trunk_is_kept_up_to_a_limit_and_computed_again_the_same(
+    core: EngineCore, tiny_llama_dir: Path
+) -> None:
+    first, second = episode(tiny_llama_dir, 0, (96, 70)).documents
+    kept = TrunkCache(limit=100 * core.model.config.hidden_size * 4)
+    boundary = kept.get(core, first)
+    assert kept.get(core, first) is boundary
+    kept.get(core, second)
+    assert list(kept.kept) == [second], "both are more than the limit"
+    assert kept.size == kept.kept[second].nbytes
+    assert torch.equal(kept.get(core, first), boundary)
+    # Computed at once or in parts.
+    torch.testing.assert_close(
+        run_trunk(core.model, core.bank.layout.first_layer, first[:50]), boundary[:50],
+        atol=1e-5, rtol=1e-5,
+    )  # fmt: skip
+
+
 def test_restored_lane_goes_on_bitwise(core: EngineCore, tiny_llama_dir: Path) -> None:
     told = episode(tiny_llama_dir, 0)
     lanes = Lanes(core)
@@ -230,6 +323,7 @@ def test_restored_lane_goes_on_bitwise(core: EngineCore, tiny_llama_dir: Path) -
     found, _ = play(again, twin, list(PATTERN[4:8]))
     assert found == expected
     assert torch.equal(weights_of(core, twin), weights)
+    assert list(twin.session.learned) == list(lane.session.learned)
 
 
 def test_snapshot_needs_a_chunk(core: EngineCore, tiny_llama_dir: Path) -> None:
