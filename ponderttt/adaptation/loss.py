@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 #: Rows per slice: 128 rows of a vocabulary of 150,000 are 78 MB in float32.
@@ -13,14 +14,14 @@ SLICE_ROWS = 128
 
 
 def logit_slices(normed: Tensor, head: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """(rows, float32 logits of these rows) for [N, hidden] @ [hidden, V], slice by slice."""
+    """(rows, float32 logits of these rows) for [N, hidden] @ [V, hidden]ᵀ, slice by slice."""
     for begin in range(0, normed.shape[0], SLICE_ROWS):
         rows = slice(begin, min(begin + SLICE_ROWS, normed.shape[0]))
-        yield rows, (normed[rows] @ head).float()
+        yield rows, F.linear(normed[rows], head).float()
 
 
 def token_losses(normed: Tensor, head: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in nats of each row: [N, hidden], [hidden, V], [N] → [N] float32."""
+    """Cross-entropy in nats of each row: [N, hidden], [V, hidden], [N] → [N] float32."""
     losses = torch.empty(normed.shape[0], device=normed.device)
     for rows, logits in logit_slices(normed, head):
         picked = logits.gather(1, targets[rows, None]).squeeze(1)
@@ -43,7 +44,7 @@ class _WeightedLoss(torch.autograd.Function):
             probabilities = logits.sub_(log_norm).exp_()
             probabilities.scatter_add_(1, targets[rows, None], torch.full_like(log_norm, -1.0))
             probabilities.mul_(weights[rows, None])
-            gradient[rows] = probabilities.to(head.dtype) @ head.t()
+            gradient[rows] = probabilities.to(head.dtype) @ head
         ctx.save_for_backward(gradient)
         ctx.mark_non_differentiable(losses)
         return (losses * weights).sum(), losses
@@ -61,7 +62,7 @@ def weighted_loss(
 
     Args:
         normed: [N, hidden] after the final norm.
-        head: [hidden, V], frozen.
+        head: [V, hidden], frozen.
         targets: [N] int64.
         weights: [N] float32.
     Returns:

@@ -127,7 +127,7 @@ def load_decoder(
     # A matrix of its own counts even where the config says "tied", as in transformers.
     own_head = not config.tied_head or "lm_head.weight" in weights
     head = weights("lm_head.weight", matrix) if own_head else embedding
-    return Decoder(config, embedding, positions, blocks, final_norm, head.t().contiguous())
+    return Decoder(config, embedding, positions, blocks, final_norm, head)
 
 
 def _layer_norm(config: ModelConfig, weights: _Weights, name: str) -> LayerNorm:
@@ -144,22 +144,20 @@ def _rms_norm(config: ModelConfig, weights: _Weights, name: str) -> RMSNorm:
 def _fused(
     weights: _Weights, block: str, parts: tuple[Part, ...], *, bias: bool, transposed: bool
 ) -> FusedLinear:
-    """Fuse projections of one input, stored [in, out], or [out, in] where `transposed`.
+    """Fuse projections of one input, stored [out, in], or [in, out] where `transposed`.
 
     Part names are relative to the block (`mlp.up_proj`).
     """
     matrices, biases = [], []
     for part in parts:
         name, shape = f"{block}.{part.name}", (part.in_features, part.out_features)
-        matrix = weights(f"{name}.weight", shape[::-1] if transposed else shape)
+        matrix = weights(f"{name}.weight", shape if transposed else shape[::-1])
         matrices.append(matrix.t() if transposed else matrix)
         if bias:
             biases.append(weights(f"{name}.bias", (part.out_features,)))
         elif f"{name}.bias" in weights:
             raise ModelError(f"the checkpoint has {name}.bias, which config.json says nothing of")
-    return FusedLinear(
-        parts, torch.cat(matrices, dim=1).contiguous(), torch.cat(biases) if bias else None
-    )
+    return FusedLinear(parts, torch.cat(matrices).contiguous(), torch.cat(biases) if bias else None)
 
 
 def _llama_block(config: ModelConfig, weights: _Weights, layer: int) -> Block:
@@ -167,7 +165,7 @@ def _llama_block(config: ModelConfig, weights: _Weights, layer: int) -> Block:
     q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
 
     def fused(bias: bool, *parts: tuple[str, int, int]) -> FusedLinear:
-        return _fused(weights, at, tuple(Part(*p) for p in parts), bias=bias, transposed=True)
+        return _fused(weights, at, tuple(Part(*p) for p in parts), bias=bias, transposed=False)
 
     return Block(
         attention_norm=_rms_norm(c, weights, f"{at}.input_layernorm"),
@@ -193,8 +191,8 @@ def _gpt2_block(config: ModelConfig, weights: _Weights, layer: int) -> Block:
 
     def fused(bias: bool, name: str, in_features: int, out_features: int) -> FusedLinear:
         part = Part(name, in_features, out_features)
-        # GPT-2's Conv1D stores [in, out] already.
-        return _fused(weights, at, (part,), bias=bias, transposed=False)
+        # GPT-2's Conv1D stores [in, out].
+        return _fused(weights, at, (part,), bias=bias, transposed=True)
 
     return Block(
         attention_norm=_layer_norm(c, weights, f"{at}.ln_1"),

@@ -24,6 +24,7 @@ from ponderttt.models.layers import (
     Rotary,
     rotate,
 )
+from ponderttt.models.product import product
 
 Norm = RMSNorm | LayerNorm
 
@@ -55,7 +56,7 @@ class Decoder:
         position_embedding: [positions, hidden] where positions are learned, else None.
         blocks: one per layer.
         final_norm: after the last block.
-        head: [hidden, V], the output matrix, transposed.
+        head: [V, hidden], the output matrix; may be the embedding itself.
     """
 
     def __init__(
@@ -178,4 +179,4 @@ class Decoder:
 
     def logits(self, normed: Tensor) -> Tensor:
         """[N, hidden] after the final norm → [N, V] float32."""
-        return (normed @ self.head).float()
+        return product(normed, self.head).contiguous().float()
