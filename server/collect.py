@@ -26,6 +26,7 @@ def take(outcome: Outcome, prompt: int, event: Event) -> None:
             outcome.scored[prompt] = event
         case DoneEvent():
             outcome.prompt_tokens += event.prompt_tokens
+            outcome.cached_tokens += event.cached_tokens
             outcome.generated_tokens += event.generated_tokens
             outcome.reports[prompt] = event.ttt
         case _:

@@ -23,6 +23,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         max_num_seqs=settings.max_num_seqs,
         max_waiting=settings.max_waiting,
         max_kv_tokens=settings.max_kv_tokens,
+        prefix_cache_bytes=settings.prefix_cache_bytes,
         max_batch_tokens=settings.max_batch_tokens,
         busy_batch_tokens=settings.busy_batch_tokens,
         decode_share=settings.decode_share,

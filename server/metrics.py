@@ -176,3 +176,25 @@ class _StatsCollector(Collector):
             "Sessions moved out of the bank for others.",
             value=stats.evictions,
         )
+        yield from _prefix_metrics(stats)
+
+
+def _prefix_metrics(stats: EngineStats) -> Iterator[Metric]:
+    """Of the prefix cache, by kind of entry: shared by all (trunk), of one session (adaptive)."""
+    kinds = {"trunk": stats.prefix_trunk, "adaptive": stats.prefix_adaptive}
+    counters = {
+        "queries": "Prompt tokens looked up in the prefix cache.",
+        "hits": "Prompt tokens found there; the others had to be computed.",
+        "evictions": "Entries that made room for others.",
+    }
+    for name, text in counters.items():
+        counter = CounterMetricFamily(f"ponderttt_prefix_cache_{name}", text, labels=["kind"])
+        for kind, counts in kinds.items():
+            counter.add_metric([kind], getattr(counts, name))
+        yield counter
+    held = GaugeMetricFamily(
+        "ponderttt_prefix_cache_bytes", "Bytes of the entries held.", labels=["kind"]
+    )
+    for kind, counts in kinds.items():
+        held.add_metric([kind], counts.nbytes)
+    yield held

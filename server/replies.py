@@ -57,6 +57,7 @@ class Outcome:
     reports: list[TTTReport | None]
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    cached_tokens: int = 0
 
     @classmethod
     def empty(cls, prompts: int, n: int) -> Outcome:
@@ -67,7 +68,7 @@ class Outcome:
     @property
     def usage(self) -> Usage:
         """Tokens counted."""
-        return Usage.of(self.prompt_tokens, self.generated_tokens)
+        return Usage.of(self.prompt_tokens, self.generated_tokens, self.cached_tokens)
 
     @property
     def ttt(self) -> TTTResult | list[TTTResult | None] | None:

@@ -144,6 +144,13 @@ class Settings(BaseSettings):
     max_kv_tokens: int = _field(
         "Limits", 65536, "Positions of KV cache that running sequences share.", ge=1
     )
+    prefix_cache_bytes: int = _field(
+        "Limits",
+        1 << 30,
+        "Bytes kept of prefixes that were read before; 0 keeps nothing. Clients share them: how "
+        "soon an answer comes tells whether somebody sent the same prefix lately.",
+        ge=0,
+    )
     max_batch_tokens: int = _field(
         "Limits", 2048, "Rows of a prefill or write phase when nothing decodes.", ge=1
     )

@@ -227,6 +227,8 @@ class Admission:
         observed = self._needs_weights(group) or request.sampling.prompt_logprobs is not None
         if observed:
             sequence.boundary, sequence.final = self._reader.new_buffers(capacity)
+        elif self._config.prefix_cache_bytes:
+            sequence.boundary = self._reader.new_buffer(capacity)
         if ttt.learns_prompt and ttt.when == "inline":
             sequence.spans.extend(
                 Span(*span, "prompt") for span in chunk_spans(0, len(tokens), ttt.chunk_size)

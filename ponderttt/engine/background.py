@@ -40,7 +40,7 @@ def background_group(done: Group) -> Group | None:
             spans=deque(spans),
             boundary=answered.boundary,
             final=answered.final,
-            replays=True,
+            known=end,
         )
     )
     return successor

@@ -62,7 +62,10 @@ class EngineConfig:
             most 8192.
         max_num_seqs: sequences that run at once.
         max_waiting: requests that may wait; more are refused.
-        max_kv_tokens: positions that all running sequences may reserve together.
+        max_kv_tokens: positions that all running sequences may reserve together; each takes the
+            keys and values of all blocks, and a hidden state (two in a request that learns).
+        prefix_cache_bytes: what is kept of prefixes read before, beside the positions above; on
+            the model's device. 0 keeps nothing.
         max_batch_tokens: rows of one prefill or write phase when nothing decodes.
         busy_batch_tokens: the same while other sequences decode; bounds the gap in their tokens.
         decode_share: share of the time that decoding gets while prefills or writes wait, too.
@@ -79,6 +82,7 @@ class EngineConfig:
     max_num_seqs: int = 16
     max_waiting: int = 256
     max_kv_tokens: int = 65536
+    prefix_cache_bytes: int = 1 << 30
     max_batch_tokens: int = 2048
     busy_batch_tokens: int = 256
     decode_share: float = 0.5
@@ -96,6 +100,10 @@ class EngineConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InvalidRequestError(name, f"{getattr(self, name)} is below 1")
+        if self.prefix_cache_bytes < 0:
+            raise InvalidRequestError(
+                "prefix_cache_bytes", f"{self.prefix_cache_bytes} is below 0; 0 turns it off"
+            )
         if self.max_model_len is not None and self.max_model_len < MIN_CHUNK:
             raise InvalidRequestError("max_model_len", f"{self.max_model_len} is below {MIN_CHUNK}")
         if not 0.0 < self.decode_share < 1.0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -30,11 +30,13 @@ from ponderttt.engine.learner import Learner
 from ponderttt.engine.observer import EngineObserver, NullObserver, StepRecord
 from ponderttt.engine.outputs import DoneEvent, ErrorEvent, Event
 from ponderttt.engine.phases import Phases, groups_at_fault, groups_of
+from ponderttt.engine.prefix_cache import PrefixCache, PrefixCounts
+from ponderttt.engine.prefix_reuse import PrefixReuse
 from ponderttt.engine.reader import Reader
 from ponderttt.engine.report import ttt_report
 from ponderttt.engine.request import GenerateRequest, Request
-from ponderttt.engine.scheduler import Scheduler
-from ponderttt.engine.sequence import Group, Status
+from ponderttt.engine.scheduler import Plan, PrefillPlan, Scheduler
+from ponderttt.engine.sequence import Group, Sequence, Status
 from ponderttt.errors import NotFoundError
 from ponderttt.fast_weights.bank import AdapterBank
 from ponderttt.fast_weights.layout import AdapterLayout
@@ -50,7 +52,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counts at one moment; `kv_*` in positions."""
+    """Counts at one moment; `kv_*` in positions, `prefix_*` of the prefix cache."""
 
     running: int = 0
     waiting: int = 0
@@ -61,6 +63,8 @@ class EngineStats:
     bank_capacity: int = 0
     sessions: int = 0
     evictions: int = 0
+    prefix_trunk: PrefixCounts = field(default_factory=PrefixCounts)
+    prefix_adaptive: PrefixCounts = field(default_factory=PrefixCounts)
 
 
 class EngineCore:
@@ -101,6 +105,7 @@ class EngineCore:
         }
         self.writer = Writer(model, self.bank, rule)
         self.reader = Reader(model, self.bank)
+        self.prefixes = PrefixReuse(PrefixCache(config.prefix_cache_bytes), layout.first_layer)
         self._observer: EngineObserver = NullObserver()
         self._learner = Learner(
             model, self.bank, self.writer, tokenizer, self.costs, policy, self._observer
@@ -209,6 +214,9 @@ class EngineCore:
                 self._note_end(group, "abort")
         for group in list(self._running):
             if group.id == request_id and not group.background:
+                # Who types on asks for nearly the same again.
+                for sequence in group.sequences:
+                    self._keep_prefix(sequence)
                 self._retire(group, "abort")
 
     def abort_all(self, error: Exception) -> None:
@@ -237,6 +245,7 @@ class EngineCore:
             for group in learning:
                 self._retire(group, None)
         self.sessions.delete(name)
+        self.prefixes.cache.drop(session)
 
     def export_adapter(self, name: str, directory: Path) -> None:
         """Write a session's fast weights as a PEFT adapter directory."""
@@ -271,6 +280,8 @@ class EngineCore:
             bank_capacity=self.bank.capacity,
             sessions=len(self.sessions),
             evictions=self.sessions.evictions,
+            prefix_trunk=replace(self.prefixes.cache.trunk_counts),
+            prefix_adaptive=replace(self.prefixes.cache.adaptive_counts),
         )
 
     # --- phases --------------------------------------------------------------------------
@@ -278,7 +289,7 @@ class EngineCore:
     def step(self) -> bool:
         """Admit what fits and run one phase; False where there was nothing to do."""
         self._admit()
-        plan = self._scheduler.next(self._running)
+        plan = self._next_plan()
         if plan is None:
             return False
         begun = time.perf_counter()
@@ -295,6 +306,11 @@ class EngineCore:
         for group, reason in self._phases.failed:
             _LOG.error("request %s failed", group.id, exc_info=reason)
             self._fail(group, reason)
+        if isinstance(plan, PrefillPlan):
+            # First tokens have gone out: those who wait for them need not wait for this.
+            for sequence, _ in plan.pieces:
+                if sequence.computed == sequence.prompt_len:
+                    self._keep_prefix(sequence)
         for group in groups_of(plan):
             try:
                 self._advance(group)
@@ -304,6 +320,40 @@ class EngineCore:
         self._scheduler.account(kind, seconds)
         self._observer.step(StepRecord(kind, tags, tokens, seconds))
         return True
+
+    def _next_plan(self) -> Plan | None:
+        """The next phase; where it would read what is known, that is taken over first."""
+        for group in list(self._running):
+            for sequence in group.sequences:
+                if sequence.chain is None and sequence.status is Status.PREFILL:
+                    self._reuse_prefix(sequence, self.prefixes.look_up)
+        while True:
+            plan = self._scheduler.next(self._running)
+            if not isinstance(plan, PrefillPlan):
+                return plan
+            reused = [self._reuse_prefix(s, self.prefixes.reuse) for s, _ in plan.pieces]
+            if not any(reused):
+                return plan
+
+    def _reuse_prefix(self, sequence: Sequence, take: Callable[[Sequence], bool]) -> bool:
+        try:
+            reused = take(sequence)
+        except Exception as error:  # it concerns this request alone
+            _LOG.exception("request %s cannot start", sequence.group.id)
+            self._fail(sequence.group, error)
+            return True
+        if sequence.computed:
+            self._note_version(sequence.group)
+        return reused
+
+    def _keep_prefix(self, sequence: Sequence) -> None:
+        if sequence.group not in self._running:
+            return
+        try:
+            self.prefixes.keep(sequence)
+        except Exception:  # no memory, most likely; the request itself goes on
+            _LOG.exception("prefix of request %s not kept; emptying the cache", sequence.group.id)
+            self.prefixes.cache.clear()
 
     def _admit(self) -> None:
         while self._admission.waiting:
@@ -357,7 +407,10 @@ class EngineCore:
         successor = self._background(group)
         pending = len(successor.sequences[0].spans) if successor is not None else 0
         report = ttt_report(group, pending)
-        group.sink(DoneEvent(group.prompt_tokens, group.generated_tokens, report))
+        tokens = group.prompt_tokens, group.generated_tokens
+        group.sink(DoneEvent(*tokens, report, group.cached_tokens))
+        for sequence in group.sequences:
+            self._keep_prefix(sequence)
         reason = group.sequences[0].finish_reason
         self._retire(group, "adapted" if reason is None else reason)
         if successor is not None:

@@ -139,11 +139,14 @@ class DoneEvent:
         prompt_tokens: of the prompt, or of all documents.
         generated_tokens: over all sequences.
         ttt: None for a request without chunks (gate `off` outside adapt, no session).
+        cached_tokens: of `prompt_tokens`, those whose trunk was found in the prefix cache, whether
+            or not the adaptive blocks had to be run over them.
     """
 
     prompt_tokens: int
     generated_tokens: int
     ttt: TTTReport | None
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -82,6 +82,7 @@ class Phases:
         begun = time.perf_counter()
         normed = self._reader.read(plan.pieces, tags)
         self._share_time([(s, count) for s, count in plan.pieces], begun)
+        _note_versions(plan.pieces, tags)
         done = [
             (s, rows[-1:])
             for (s, _), rows in zip(plan.pieces, normed, strict=True)
@@ -145,6 +146,7 @@ class Phases:
             self._reader.take_back(plan.sequences)
             raise
         self._share_time(pieces, begun)
+        _note_versions(pieces, tags)
         for sequence, token in zip(plan.sequences, tokens, strict=True):
             with self._alone(sequence):
                 self._take(sequence, token)
@@ -181,6 +183,11 @@ class Phases:
         per_row = (time.perf_counter() - begun) / sum(count for _, count in pieces)
         for sequence, count in pieces:
             sequence.read_seconds += per_row * count
+
+
+def _note_versions(pieces: Iterable[tuple[Sequence, int]], tags: tuple[StepTag, ...]) -> None:
+    for (sequence, count), tag in zip(pieces, tags, strict=True):
+        sequence.note_read(tag.version, count)
 
 
 def groups_of(plan: Plan) -> list[Group]:

@@ -21,8 +21,11 @@ class Readable(Protocol):
     cache: KVCache
     boundary: Tensor | None
     final: Tensor | None
-    replays: bool
     computed: int
+
+    @property
+    def replays(self) -> bool:
+        """Whether the trunk's part of the next positions is there already."""
 
 
 class Reader:
@@ -38,15 +41,17 @@ class Reader:
         self._bank = bank
         self._first_adaptive = bank.layout.first_layer
 
+    def new_buffer(self, capacity: int) -> Tensor:
+        """A boundary or final buffer of one sequence, [capacity, hidden]."""
+        model = self._model
+        with torch.inference_mode(False):
+            return torch.empty(
+                (capacity, model.config.hidden_size), device=model.device, dtype=model.dtype
+            )
+
     def new_buffers(self, capacity: int) -> tuple[Tensor, Tensor]:
         """Boundary and final buffers of one sequence, each [capacity, hidden]."""
-        model = self._model
-        shape = (capacity, model.config.hidden_size)
-        with torch.inference_mode(False):
-            return (
-                torch.empty(shape, device=model.device, dtype=model.dtype),
-                torch.empty(shape, device=model.device, dtype=model.dtype),
-            )
+        return self.new_buffer(capacity), self.new_buffer(capacity)
 
     def tags(self, sequences: Seq[Sequence]) -> tuple[StepTag, ...]:
         """Owner and version that each sequence reads in a step that starts now."""

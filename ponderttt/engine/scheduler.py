@@ -55,6 +55,7 @@ class Scheduler:
         self._config = config
         self._owed_to_decode = 0.0
         self._writes_passed_over = 0
+        self._replayed = False
 
     def next(self, groups: Iterable[Group]) -> Plan | None:
         """The next phase, or None where there is nothing to do.
@@ -91,8 +92,26 @@ class Scheduler:
             return _fill_writes(writing, room)
         if prefilling:
             self._writes_passed_over += bool(writing)
-            return _fill_prefill(prefilling, room)
+            return self._fill_prefill(prefilling, room)
         return None
+
+    def _fill_prefill(self, sequences: list[Sequence], room: int) -> PrefillPlan:
+        replays = sequences[0].replays
+        if any(sequence.replays is not replays for sequence in sequences):
+            # In turn: a prompt of which much is known must not wait for the end of a long new one.
+            replays = not self._replayed
+        self._replayed = replays
+        alike = [sequence for sequence in sequences if sequence.replays is replays]
+        # An equal part each, so that a short prompt does not wait for a long one's end.
+        part = max(room // len(alike), _LEAST_PIECE)
+        pieces = []
+        for sequence in alike:
+            if room <= 0:
+                break
+            count = min(sequence.prefill_end - sequence.computed, part, room)
+            pieces.append((sequence, count))
+            room -= count
+        return PrefillPlan(tuple(pieces))
 
 
 def _oldest_of_each_session(groups: Iterable[Group]) -> list[Group]:
@@ -124,18 +143,3 @@ def _fill_writes(groups: list[Group], room: int) -> WritePlan:
         chosen.append(group)
         room -= rows
     return WritePlan(tuple(chosen))
-
-
-def _fill_prefill(sequences: list[Sequence], room: int) -> PrefillPlan:
-    replays = sequences[0].replays
-    alike = [sequence for sequence in sequences if sequence.replays is replays]
-    # An equal part each, so that a short prompt does not wait for a long one's end.
-    part = max(room // len(alike), _LEAST_PIECE)
-    pieces = []
-    for sequence in alike:
-        if room <= 0:
-            break
-        count = min(sequence.prefill_end - sequence.computed, part, room)
-        pieces.append((sequence, count))
-        room -= count
-    return PrefillPlan(tuple(pieces))

@@ -50,9 +50,12 @@ class Sequence:
         prompt_len: tokens of the prompt.
         cache: keys and values of the first `computed` tokens.
         spans: chunks that the gate will be asked about, in order.
-        boundary, final: [capacity, hidden], kept for chunks: hidden states at the trunk's top, and
-            after the final norm.
-        replays: the trunk has been run (`boundary` is full); read the adaptive blocks only.
+        boundary: [capacity, hidden], hidden states at the trunk's top, kept for chunks and for the
+            prefix cache; siblings have none.
+        final: [capacity, hidden], hidden states after the final norm, kept for chunks and scores.
+        known: positions whose trunk need not be run: `cache` and `boundary` hold it.
+        chain: keys of the prompt's blocks in the prefix cache; None: not looked up yet.
+        pure_version, pure_end: positions before `pure_end` were read at this version throughout.
         document: index of the document in an adapt request.
         held: tokens not yet sent, because their text may be part of a stop string.
     """
@@ -65,7 +68,10 @@ class Sequence:
     spans: deque[Span] = field(default_factory=deque)
     boundary: Tensor | None = None
     final: Tensor | None = None
-    replays: bool = False
+    known: int = 0
+    chain: tuple[bytes, ...] | None = None
+    pure_version: int = 0
+    pure_end: int = 0
     document: int = 0
     sampler: SamplerState | None = None
     detokenizer: IncrementalDetokenizer | None = None
@@ -82,9 +88,33 @@ class Sequence:
         return len(self.tokens) - self.prompt_len
 
     @property
-    def prefill_end(self) -> int:
-        """How far the next read may go without passing a chunk's end."""
+    def replays(self) -> bool:
+        """Whether the next position is known up to the trunk's top: read the blocks above only."""
+        return self.computed < self.known
+
+    @property
+    def chunk_end(self) -> int:
+        """Where something must happen next: the gate is asked, or the first token drawn."""
         return min(self.spans[0].end, self.prompt_len) if self.spans else self.prompt_len
+
+    @property
+    def prefill_end(self) -> int:
+        """How far the next read may go without passing a chunk's end, or that of the known part."""
+        return min(self.chunk_end, self.known) if self.replays else self.chunk_end
+
+    def is_pure(self, version: int) -> bool:
+        """Whether all that is computed was read at this version."""
+        unread = not self.computed
+        return unread or (self.computed == self.pure_end and version == self.pure_version)
+
+    def note_read(self, version: int, count: int) -> None:
+        """Positions up to `computed`, the last `count` of them new, have been read at `version`."""
+        if self.computed - count != self.pure_end:
+            return
+        if not self.pure_end:
+            self.pure_version = version
+        if version == self.pure_version:
+            self.pure_end = self.computed
 
 
 @dataclass(slots=True, eq=False)
@@ -125,6 +155,7 @@ class Group:
         windows: of an adapt request: (document, token ids) still to be read.
         write: the update that the request waits for.
         reserved: positions of KV cache set aside.
+        cached_tokens: of the prompt or the documents, found in the prefix cache (the trunk's part).
         background: learns in idle time; its answer has been given.
     """
 
@@ -138,6 +169,7 @@ class Group:
     reports: list[ChunkReport] = field(default_factory=list)
     write: PendingWrite | None = None
     reserved: int = 0
+    cached_tokens: int = 0
     background: bool = False
     version_before: int = 0
     digest: str = ""

@@ -68,20 +68,31 @@ class CompletionChoice(ResponseModel):
     finish_reason: Literal["stop", "length", "abort"]
 
 
+class PromptTokensDetails(ResponseModel):
+    """Of the prompts' tokens, those that the frozen part of the model had read before, for anybody.
+
+    Where fast weights have changed since, the part that adapts is run over them all the same.
+    """
+
+    cached_tokens: int
+
+
 class Usage(ResponseModel):
     """Tokens of all prompts and all choices."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
     @classmethod
-    def of(cls, prompt_tokens: int, completion_tokens: int) -> Usage:
+    def of(cls, prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
         """With their sum."""
         return cls(
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=cached_tokens),
         )
 
 

@@ -30,7 +30,8 @@ def test_metrics_are_well_formed_and_all_ours(live: Live) -> None:
             "requests", "request_success", "chunks", "cost_nominal", "cost_measured",
             "cost_seconds", "rollbacks", "loss_before", "loss_after", "sessions",
             "bank_slots_occupied", "bank_slots", "session_evictions", "queue_rejections",
-            "kv_cache_usage_perc",
+            "kv_cache_usage_perc", "prefix_cache_queries", "prefix_cache_hits",
+            "prefix_cache_evictions", "prefix_cache_bytes",
         )
     }  # fmt: skip
 
@@ -103,6 +104,44 @@ def test_learning_moves_the_counters_as_its_report_says(live: Live) -> None:
         assert abs(moved - sum(c[field] for c in chunks)) < 1e-6
     assert abs(value("loss_before_sum") - before[5] - sum(c["loss_before"] for c in chunks)) < 1e-6
     assert value("loss_after_count") == before[6] + len(learned)
+
+
+def test_prompt_sent_again_moves_the_prefix_caches_counters_and_is_reported(live: Live) -> None:
+    session = live.new_session(gate="off")
+
+    def moved() -> dict[str, float]:
+        return {
+            f"{name}/{kind}": live.value(f"prefix_cache_{name}_total", kind=kind)
+            for name in ("queries", "hits")
+            for kind in ("trunk", "adaptive")
+        }
+
+    found: list[int | None] = []
+    tokens, before = 0, moved()
+    for _ in range(2):
+        answer = live.openai.completions.create(
+            model=live.model,
+            prompt=TEXT[-400:],
+            max_tokens=1,
+            extra_body={"ttt": {"session": session}},
+        )
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens_details is not None
+        found.append(answer.usage.prompt_tokens_details.cached_tokens)
+        tokens = answer.usage.prompt_tokens
+    blocks = tokens // 64 * 64
+    assert found == [0, blocks]
+    assert blocks > 0
+    change = {name: value - before[name] for name, value in moved().items()}
+    # Of a prompt of whole blocks the last token is run all the same.
+    adaptive = min(blocks, tokens - 1)
+    assert change == {
+        "queries/trunk": 2 * tokens, "queries/adaptive": 2 * tokens,
+        "hits/trunk": blocks, "hits/adaptive": adaptive,
+    }  # fmt: skip
+    for kind in ("trunk", "adaptive"):
+        assert live.value("prefix_cache_bytes", kind=kind) > 0
+        assert live.value("prefix_cache_evictions_total", kind=kind) == 0
 
 
 def test_http_answers_are_counted_by_route_not_by_path(live: Live) -> None:

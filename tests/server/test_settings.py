@@ -109,6 +109,7 @@ def test_settings_reach_the_engine() -> None:
         adapt_on="both", when="background", learning_rate=0.02, rank=4, alpha=32.0,
         adaptive_layers=2, targets="q_proj, v_proj", max_model_len=100, max_num_seqs=3,
         max_waiting=4, adapter_slots=5, max_sessions=6, measure_costs=False,
+        prefix_cache_bytes=7,
     )  # fmt: skip
     config = engine_config(settings)
     ttt = config.ttt
@@ -123,6 +124,7 @@ def test_settings_reach_the_engine() -> None:
     assert (lora.rank, lora.alpha, lora.layers, lora.targets) == (4, 32.0, 2, ("q_proj", "v_proj"))
     assert (config.max_model_len, config.max_num_seqs, config.max_waiting) == (100, 3, 4)
     assert (config.adapter_slots, config.max_sessions, config.measure_costs) == (5, 6, False)
+    assert config.prefix_cache_bytes == 7
 
 
 def test_model_brings_its_calibration() -> None:

@@ -72,6 +72,8 @@ def test_stream_with_usage_ends_with_an_event_that_counts(live: Live) -> None:
     assert last.choices == []
     assert last.usage is not None
     assert last.usage.completion_tokens == 40
+    assert last.usage.prompt_tokens_details is not None
+    assert 0 <= (last.usage.prompt_tokens_details.cached_tokens or 0) < last.usage.prompt_tokens
     assert (last.model_extra or {})["ttt"]["gate"] == "threshold"
     assert [c.finish_reason for chunk in body for c in chunk.choices].count("length") == 2
 

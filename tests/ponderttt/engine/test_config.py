@@ -48,6 +48,14 @@ def test_config_with_a_count_of_one_is_taken(name: str) -> None:
     assert getattr(make_config(**{"busy_batch_tokens": 1, name: 1}), name) == 1
 
 
+def test_config_with_a_negative_prefix_cache_is_refused_and_none_is_taken() -> None:
+    assert EngineConfig().prefix_cache_bytes == 1 << 30
+    assert EngineConfig(prefix_cache_bytes=0).prefix_cache_bytes == 0
+    with pytest.raises(InvalidRequestError, match="0 turns it off") as caught:
+        EngineConfig(prefix_cache_bytes=-1)
+    assert caught.value.param == "prefix_cache_bytes"
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 2.0, math.nan])
 def test_config_with_a_decode_share_that_starves_somebody_is_refused(share: float) -> None:
     with pytest.raises(InvalidRequestError, match=r"outside \(0, 1\)") as caught:

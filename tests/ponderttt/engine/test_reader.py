@@ -38,7 +38,7 @@ def start(core: EngineCore, ids: tuple[int, ...], session: str | None = None) ->
     core.enqueue(group)
     core._admit()
     sequence = group.sequences[0]
-    if sequence.boundary is None:
+    if sequence.final is None:
         sequence.boundary, sequence.final = core.reader.new_buffers(sequence.cache.capacity)
     return sequence
 
@@ -104,7 +104,7 @@ def test_replay_from_the_trunks_top_gives_the_same_as_a_whole_read(
     sequence = start(core, ids, "s")
     (normed,) = read(core, [(sequence, LENGTH)])
     keys = sequence.cache.keys[:, :, :LENGTH].clone()
-    sequence.computed, sequence.cache.length, sequence.replays = 0, 0, True
+    sequence.computed, sequence.cache.length, sequence.known = 0, 0, LENGTH
     first, second = read(core, [(sequence, 25)])[0], read(core, [(sequence, 15)])[0]
     torch.testing.assert_close(torch.cat((first, second)), normed, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(sequence.cache.keys[:, :, :LENGTH], keys, atol=2e-5, rtol=1e-4)

@@ -63,7 +63,7 @@ def make_group(
 
 def add_sequence(group: Group, prompt: int, chunk: int) -> Sequence:
     sequence = Sequence(
-        group, 0, list(range(1, prompt + 1)), prompt, CACHE, replays=group.background
+        group, 0, list(range(1, prompt + 1)), prompt, CACHE, known=prompt if group.background else 0
     )
     if chunk:
         sequence.spans.extend(Span(*span, "prompt") for span in chunk_spans(0, prompt, chunk))
