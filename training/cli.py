@@ -109,6 +109,9 @@ def evaluate_command(
     ] = None,
     episodes: Annotated[int | None, typer.Option(min=1, help="The first episodes only.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    record: Annotated[
+        bool, typer.Option("--record", help="State the figures in the policy's policy.json, too.")
+    ] = False,
     device: DeviceOption = "cpu",
     quiet: QuietOption = False,
 ) -> None:
@@ -127,6 +130,7 @@ def evaluate_command(
         seed=seed,
         device=device,
         progress=not quiet,
+        record=record,
     )
     typer.echo(report.to_markdown())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import cast
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from ponderttt.adaptation.actions import Action, CostModelName
 from ponderttt.adaptation.gates import OffGate, ThresholdGate
-from ponderttt.adaptation.policy import PolicyGate, load_policy
+from ponderttt.adaptation.policy import PolicyGate, load_policy, save_policy
 from ponderttt.engine.config import served_name
 from ponderttt.engine.core import EngineCore
 from ponderttt.errors import InvalidRequestError
@@ -21,6 +22,7 @@ from training.analysis.playing import Chooser, worst_window
 from training.analysis.plots import plot_against_cost
 from training.analysis.report import POLICY, EvaluationReport, evaluate
 from training.analysis.schedules import FrontLoaded, PerBudget, Random, Served, best_fixed
+from training.analysis.statistics import Interval
 from training.environments.budgeted import BudgetRules
 from training.learning import load_traces, rules_of
 from training.live import Method, play_live
@@ -152,8 +154,11 @@ def run_evaluation(
     seed: int,
     device: str,
     progress: bool,
+    record: bool = False,
 ) -> EvaluationReport:
     """What `ponderttt train evaluate` does; writes report.json, report.md and report.png.
+
+    With `record`, the policy's own file states the figures as well.
 
     Raises:
         InvalidRequestError: no policy, or no episode in the set.
@@ -187,7 +192,46 @@ def run_evaluation(
             raise InvalidRequestError("split", f"{name} has no episode in the traces")
         report = evaluate(episodes, choosers, rules, wanted, (seed, seed + 1, seed + 2))
     write_report(report, output)
+    if record:
+        record_report(report, folder, gate, f"{name}, {'live' if live else 'traces'}")
     return report
+
+
+def record_report(report: EvaluationReport, folder: Path, gate: PolicyGate, title: str) -> None:
+    """State a report's figures in `policy.json`, under a title; others stay."""
+    figures = {
+        "cost_model": report.cost_model,
+        "repositories": report.repositories,
+        "chunks": report.chunks,
+        "unit": "nats saved per token; mean over repositories, 95% interval",
+        "results": [
+            {
+                "method": result.method,
+                "budget": result.budget,
+                "gain": _rounded(result.gain),
+                "share_of_oracle": result.share and _rounded(result.share),
+                "mean_cost": {name: round(cost, 3) for name, cost in result.mean_cost.items()},
+                "dearest_64_chunks": round(result.worst_window, 3),
+            }
+            for result in report.results
+        ],
+        "policy_minus": [
+            {"method": c.baseline, "budget": c.budget, "gain": _rounded(c.difference)}
+            for c in report.comparisons
+        ],
+    }
+    evaluation = {**gate.metadata.evaluation, title: figures}
+    try:
+        save_policy(folder, gate.network, replace(gate.metadata, evaluation=evaluation))
+    except OSError as error:
+        raise InvalidRequestError("record", f"{folder} cannot be written: {error}") from error
+
+
+def _rounded(value: Interval) -> list[float | None]:
+    return [
+        None if number is None else round(number, 5)
+        for number in (value.estimate, value.low, value.high)
+    ]
 
 
 def write_report(report: EvaluationReport, output: Path) -> None:

@@ -92,7 +92,7 @@ def _costs(header: TraceHeader) -> dict[str, CostModel]:
 
 def rules_of(recipe: Recipe, costs: Mapping[str, CostModel]) -> BudgetRules:
     """The budgets that the recipe's policy is trained under."""
-    return BudgetRules(recipe.budgets, costs, recipe.cost_model)
+    return BudgetRules(recipe.training_budgets, costs, recipe.cost_model)
 
 
 def fresh_network(
@@ -156,14 +156,14 @@ def make_trainer(
 
     Args:
         recipe: settings.
-        source: of rollouts under the recipe's budgets.
+        source: of rollouts under the recipe's training budgets.
         network: to train.
         output: as in `Trainer`.
         iterations, seed: instead of the recipe's.
         progress: show a progress bar.
     """
     config = replace(recipe.ppo, iterations=iterations, seed=seed)
-    controller = PIDController(recipe.budgets, recipe.pid)
+    controller = PIDController(recipe.training_budgets, recipe.pid)
     return Trainer(source, config, controller, network=network, output=output, progress=progress)
 
 
@@ -183,7 +183,7 @@ def export_policy(
         base_model=served_name(recipe.model),
         chunk_size=recipe.episodes.chunk_size,
         cost_model=recipe.cost_model,
-        budgets=recipe.budgets,
+        budgets=recipe.training_budgets,
         feature_mean=network.normaliser.feature_mean,
         feature_std=network.normaliser.feature_std,
         hidden_sizes=network.hidden_sizes,

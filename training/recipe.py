@@ -62,7 +62,9 @@ class Recipe:
         episodes: how repositories become sessions.
         collect: how traces are recorded.
         reward: what an action's gain is.
-        budgets: mean costs that one policy learns to keep, × forward.
+        budgets: mean costs that one policy learns to keep, and is judged under, × forward.
+        practised: further budgets that it is trained under. Without a higher one a policy hardly
+            meets a full account, and leaves part of its highest budget unspent.
         cost_model: in which they are counted.
         reward_scale: rewards are gains times this; brings them near 1.
         num_envs: episodes at once when training on traces.
@@ -79,6 +81,7 @@ class Recipe:
     collect: CollectConfig = field(default_factory=CollectConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     budgets: tuple[float, ...] = (1.5, 2.0, 3.0)
+    practised: tuple[float, ...] = ()
     cost_model: CostModelName = "nominal"
     reward_scale: float = 1.0
     num_envs: int = 64
@@ -89,12 +92,23 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.budgets or len(set(self.budgets)) < len(self.budgets):
             raise InvalidRequestError("budgets", f"{self.budgets}: give one or more, all different")
+        if len(set(self.training_budgets)) < len(self.training_budgets):
+            raise InvalidRequestError(
+                "practised", f"{self.practised}: must differ from each other and from the budgets"
+            )
         for budget in self.budgets:
             check_budget("budgets", budget)
+        for budget in self.practised:
+            check_budget("practised", budget)
         if not (math.isfinite(self.reward_scale) and self.reward_scale > 0):
             raise InvalidRequestError("reward_scale", f"{self.reward_scale} is not above 0")
         if self.num_envs < 1:
             raise InvalidRequestError("num_envs", f"{self.num_envs} is below 1")
+
+    @property
+    def training_budgets(self) -> tuple[float, ...]:
+        """All that the policy is trained under."""
+        return (*self.budgets, *self.practised)
 
 
 def load_recipe(name: str) -> Recipe:

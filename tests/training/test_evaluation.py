@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ponderttt.adaptation.actions import NOMINAL, Action
-from ponderttt.adaptation.policy import load_policy
+from ponderttt.adaptation.policy import WEIGHTS_FILE, load_policy, read_metadata
 from ponderttt.engine.core import EngineCore
 from ponderttt.errors import InvalidRequestError
 from training.analysis.report import EvaluationReport
@@ -135,6 +137,24 @@ def test_evaluate_live_plays_every_method_and_recalls_what_it_played(
     before = (tmp_path / "live.jsonl").read_bytes()
     assert evaluate(tiny_recipe_file, tmp_path, *options) == found
     assert (tmp_path / "live.jsonl").read_bytes() == before
+
+
+def test_recorded_figures_stay_with_the_policy_which_decides_as_before(
+    tiny_recipe_file: Path, tiny_traces: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(policy_folder, tmp_path / "policy")
+    options = ("--policy", folder, "--traces", tiny_traces, "--record")
+    found = evaluate(tiny_recipe_file, tmp_path / "a", *options)
+    evaluate(tiny_recipe_file, tmp_path / "b", *options, "--split", "train")
+    before, after = read_metadata(policy_folder), read_metadata(folder)
+    assert list(after.evaluation) == ["test, traces", "train, traces"]
+    rows = after.evaluation["test, traces"]["results"]
+    expected = found.result("policy", 1.5).gain.estimate
+    assert rows[0]["method"] == "policy"
+    assert rows[0]["budget"] == 1.5
+    assert rows[0]["gain"][0] == pytest.approx(expected, abs=1e-5)
+    assert replace(after, evaluation=before.evaluation) == before
+    assert (folder / WEIGHTS_FILE).read_bytes() == (policy_folder / WEIGHTS_FILE).read_bytes()
 
 
 @pytest.mark.parametrize(

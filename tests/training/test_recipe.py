@@ -65,6 +65,8 @@ def test_a_file_gives_what_it_says_and_defaults_for_the_rest(tiny_recipe: Recipe
         ({"model": "m", "budgets": [0.5]}, "budgets"),
         ({"model": "m", "budgets": []}, "budgets"),
         ({"model": "m", "budgets": [2, 2]}, "budgets"),
+        ({"model": "m", "practised": [2]}, "practised"),
+        ({"model": "m", "practised": [0.5]}, "practised"),
         ({"model": "m", "num_envs": 0}, "num_envs"),
         ({"model": "m", "reward_scale": 0}, "reward_scale"),
         ({"model": "m", "reward_scale": float("nan")}, "reward_scale"),
