@@ -42,6 +42,8 @@ class UpdateRule:
         trust_region: L2 norm to which the distance from fresh weights is cut back after each
             step; None: only max_norm bounds it.
         freeze_a: whether only the B matrices move.
+        judge_share: share of the chunk's tokens, evenly spaced, on which the loss after the update
+            is measured; the product with the vocabulary is a third of the work of judging.
     Raises:
         InvalidRequestError: a value is out of range.
     """
@@ -60,6 +62,7 @@ class UpdateRule:
     token_share: float = 1.0
     trust_region: float | None = None
     freeze_a: bool = False
+    judge_share: float = 1.0
 
     def __post_init__(self) -> None:
         # JSON has lists only.
@@ -79,11 +82,13 @@ class UpdateRule:
             _check_above_zero("step_scales", scale)
         if not 0 < self.token_share <= 1:
             raise InvalidRequestError("token_share", f"{self.token_share} lies outside (0, 1]")
+        if not 0 < self.judge_share <= 1:
+            raise InvalidRequestError("judge_share", f"{self.judge_share} lies outside (0, 1]")
         if self.trust_region is not None:
             _check_above_zero("trust_region", self.trust_region)
 
     def _check_kinds(self) -> None:
-        for name in (*_ABOVE_ZERO, *_BELOW_ONE, "loss_tolerance", "token_share"):
+        for name in (*_ABOVE_ZERO, *_BELOW_ONE, "loss_tolerance", "token_share", "judge_share"):
             _check_number(name, getattr(self, name))
         _check_number("min_tokens", self.min_tokens, whole=True)
         if self.trust_region is not None:

@@ -31,6 +31,10 @@ from ponderttt.models.decoder import Decoder
 from ponderttt.models.kv_cache import KVCache
 
 
+#: Tokens on which a write is judged at least, where it has so many.
+_LEAST_JUDGED = 32
+
+
 @dataclass(slots=True)
 class Write:
     """One chunk on its way into one owner's fast weights.
@@ -48,6 +52,7 @@ class Write:
         staged: a copy of the owner's state, changed step by step.
         emphasis: [T], factors on the gradients of the rows' losses; chosen at the first step
             where not all tokens count.
+        before: [T], the rows' losses before the update; None until the first step.
     """
 
     tag: StepTag
@@ -61,6 +66,7 @@ class Write:
     losses: list[float] = field(default_factory=list)
     failure: str | None = None
     emphasis: Tensor | None = None
+    before: Tensor | None = None
 
     @property
     def rows(self) -> int:
@@ -92,7 +98,9 @@ class Writer:
         """One gradient step of each write, in one backward; then judge those that are finished.
 
         Losses in nats per token are appended to each write: one per step, measured before it,
-        and, once finished, the loss after the last. A failure is noted in `failure`.
+        and, once finished, the loss after the last. Where that is measured on some tokens only,
+        it is the loss before plus what these tokens' losses have changed. A failure is noted in
+        `failure`.
         """
         self._gradient_step(writes)
         finished = [write for write in writes if write.finished and write.failure is None]
@@ -108,6 +116,7 @@ class Writer:
             self._optimise(writes, staged.detach(), gradients)
         for write, rows in zip(writes, losses.split([w.rows for w in writes]), strict=True):
             write.losses.append(float(rows.mean()))
+            write.before = rows if write.before is None else write.before
             write.steps_done += 1
             self._check_finite(write)
 
@@ -182,13 +191,30 @@ class Writer:
             write.failure = "not_finite"
 
     def _judge(self, writes: Sequence[Write]) -> None:
+        every = [self._judged_every(write) for write in writes]
         with torch.no_grad():
             staged = torch.stack([write.staged.weights for write in writes])
             normed, targets = self._replay(writes, staged)
-            losses = token_losses(normed, self._model.head, targets)
-        for write, rows in zip(writes, losses.split([w.rows for w in writes]), strict=True):
-            write.losses.append(float(rows.mean()))
+            sizes = [write.rows for write in writes]
+            parts = [
+                (rows[::step], ids[::step])
+                for rows, ids, step in zip(
+                    normed.split(sizes), targets.split(sizes), every, strict=True
+                )
+            ]
+            rows, ids = (torch.cat(part) for part in zip(*parts, strict=True))
+            losses = token_losses(rows, self._model.head, ids)
+        judged = losses.split([len(ids) for _, ids in parts])
+        for write, after, step in zip(writes, judged, every, strict=True):
+            if write.before is None:
+                raise RuntimeError("a write is judged after its last step")
+            change = after - write.before[::step]
+            write.losses.append(float(write.before.mean() + change.mean()))
             write.failure = self.verdict(write.losses, write.staged.weights)
+
+    def _judged_every(self, write: Write) -> int:
+        """Of how many tokens one is judged; enough remain for a mean."""
+        return max(1, min(round(1 / self.rule.judge_share), write.rows // _LEAST_JUDGED))
 
     def verdict(self, losses: Sequence[float], weights: Tensor) -> str | None:
         """Why an update must be rolled back: `not_finite`, `norm` or `loss`; None if it may stay.

@@ -33,6 +33,7 @@ NUMBERS = [
             for name in ("beta1", "beta2", "decay")
             for value in (-0.1, 1.0, 1.5, math.nan, 10**400)
         ),
+        *(("judge_share", value) for value in (0.0, -0.5, 1.01, math.nan)),
         *(("token_share", value) for value in (0.0, -0.5, 1.01, math.nan)),
         *(("optimizer", value) for value in ("Adam", "", None, 3)),
         *(("freeze_a", value) for value in (0, 1, "true", None)),

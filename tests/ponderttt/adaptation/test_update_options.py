@@ -251,6 +251,30 @@ def test_losses_and_verdict_are_of_all_tokens_whichever_count(tiny_llama_dir: Pa
     assert first_losses[0] == first_losses[1]
 
 
+@pytest.mark.parametrize(("share", "every"), [(1.0, 1), (0.5, 2), (0.25, 3), (0.01, 3)])
+def test_loss_after_is_the_loss_before_and_what_judged_tokens_changed(
+    share: float, every: int, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    """99 rows: every third leaves 33, and fewer than 32 are never judged."""
+    rule = replace(LENIENT, judge_share=share)
+    world = World(tiny_llama_dir, rule)
+    (write,) = learned(world, [(start(world, 0), 0, 100, Action.UPDATE_2)])
+    with ExitStack() as stack:
+        tokens = reference.code_ids(world.path, 100)
+        peft = PeftSession.start(stack, world, tokens, tmp_path)
+        with torch.no_grad():
+            before = peft.row_losses(0, 100)
+        peft.learn(0, 100, 2)
+        with torch.no_grad():
+            after = peft.row_losses(0, 100)
+    expected = before.mean() + (after - before)[::every].mean()
+    assert write.losses[-1] == pytest.approx(float(expected), abs=TOLERANCE)
+    (exact,) = learned(world, [(start(world, 1), 0, 100, Action.UPDATE_2)])
+    full = World(tiny_llama_dir, LENIENT)
+    (whole,) = learned(full, [(start(full, 1), 0, 100, Action.UPDATE_2)])
+    assert same_bits(exact.staged, whole.staged)
+
+
 @pytest.mark.parametrize(("share", "count"), [(0.001, 1), (0.25, 10), (0.5, 20), (0.99, 40)])
 def test_share_of_tokens_is_rounded_and_at_least_one(
     share: float, count: int, tiny_llama_dir: Path

@@ -151,7 +151,7 @@ class PeftSession:
         losses = []
         counts: slice | Tensor = slice(None)
         for step in range(steps):
-            rows = self._losses(begin, end)
+            rows = self.row_losses(begin, end)
             losses.append(float(rows.detach().mean()))
             if step == 0 and self.rule.token_share < 1:
                 number = max(1, round(self.rule.token_share * len(rows)))
@@ -166,7 +166,7 @@ class PeftSession:
             self.optimiser.step()
             self._keep_near()
         with torch.no_grad():
-            return [*losses, float(self._losses(begin, end).mean())]
+            return [*losses, float(self.row_losses(begin, end).mean())]
 
     @torch.no_grad()
     def _keep_near(self) -> None:
@@ -178,7 +178,8 @@ class PeftSession:
             for parameter, fresh in pairs:
                 parameter.copy_(fresh.lerp(parameter, rule.trust_region / distance))
 
-    def _losses(self, begin: int, end: int) -> Tensor:
+    def row_losses(self, begin: int, end: int) -> Tensor:
+        """[T] of tokens[begin:end], under the weights as they are."""
         start = max(begin - 1, 0)
         past = DynamicCache()
         for index, layer in enumerate(self.cache.layers if start else ()):
