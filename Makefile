@@ -2,6 +2,7 @@
 #   make setup    virtual environment, packages, default model
 #   make serve    set up what is missing and serve on 127.0.0.1:8000 (ARGS="--port 9000")
 #   make test     set up what is missing and run the tests           (ARGS="-k tokenizer")
+#   make bench    the performance benchmarks, ratios into benchmarks/results (ARGS="--only decode-1")
 #   make lint     ruff (lint and format) and mypy
 
 # A Python of 3.11 or newer to make the virtual environment with.
@@ -13,7 +14,7 @@ ARGS ?=
 BIN := .venv/bin
 FETCH := $(BIN)/ponderttt models fetch
 
-.PHONY: setup serve test lint runtime dev
+.PHONY: setup serve test bench lint runtime dev
 
 setup: runtime
 	$(FETCH) $(MODEL)
@@ -25,6 +26,10 @@ serve: runtime
 test: dev
 	for model in $(TEST_MODELS); do $(FETCH) $$model || exit; done
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: dev
+	$(FETCH) smollm2-135m
+	$(BIN)/ponderttt bench engine --output benchmarks/results --json benchmarks/results/engine.json $(ARGS)
 
 lint: dev
 	$(BIN)/python -m ruff check .

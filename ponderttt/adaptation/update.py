@@ -30,7 +30,6 @@ from ponderttt.models.attention import FlatBatch
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.kv_cache import KVCache
 
-
 #: Tokens on which a write is judged at least, where it has so many.
 _LEAST_JUDGED = 32
 

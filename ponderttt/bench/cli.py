@@ -28,11 +28,16 @@ def engine(
     output: Annotated[Path, typer.Option(help="Directory of table, JSON and plots.")] = Path(
         "bench-engine"
     ),
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", help="Also write everything, with the ratios by name, to a file."),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Keep the rows that an earlier run has.")] = False,
 ) -> None:
     """Measure the engine against Hugging Face, PEFT and vLLM on the same work, in one run."""
     from ponderttt.bench.lab import open_lab
     from ponderttt.bench.plots import draw
+    from ponderttt.bench.ratios import write_ratios
     from ponderttt.bench.report import markdown
     from ponderttt.bench.results import Results, settings
     from ponderttt.bench.workloads import ALL
@@ -50,6 +55,8 @@ def engine(
         if scaling:
             _measure_scaling(lab, results, repeats)
     results.save()
+    if json_file is not None:
+        write_ratios(results, json_file)
     table = markdown(results)
     (output / "bench.md").write_text(table, encoding="utf-8")
     try:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from ponderttt.bench import group
 from ponderttt.bench.cli import engine
+from ponderttt.bench.ratios import PLACES
 from ponderttt.bench.workloads import ALL
 from ponderttt.errors import InvalidRequestError
 
@@ -31,7 +32,9 @@ def arguments(tiny_llama_dir: Path, tmp_path: Path) -> list[str]:
 
 
 def test_run_leaves_json_table_and_plots(arguments: list[str], tmp_path: Path) -> None:
-    result = CliRunner().invoke(APP, [*arguments, "--only", "write-8", "--only", "decode-16"])
+    flat = tmp_path / "deep" / "flat.json"
+    options = ["--only", "write-8", "--only", "decode-16", "--json", str(flat)]
+    result = CliRunner().invoke(APP, [*arguments, *options])
     assert result.exit_code == 0, result.output
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {"bench.json", "bench.md", "ratios.png"}
@@ -40,6 +43,16 @@ def test_run_leaves_json_table_and_plots(arguments: list[str], tmp_path: Path) -
     kept = json.loads((tmp_path / "out" / "bench.json").read_text())
     # In the table's order, whatever that of the options.
     assert list(kept["rows"]) == ["decode-16", "write-8"]
+    found = json.loads(flat.read_text())
+    (comparison, _) = kept["rows"]["write-8"]["comparisons"]
+    assert found["ratios"]["write_8_batched_vs_single"] == comparison["ratio"]["median"]
+    assert found["ratios"]["decode_16_vs_vllm"] is None
+    assert found["rows"] == kept["rows"]
+
+
+def test_every_ratio_is_a_comparison_of_the_table() -> None:
+    compared = {(w.name, c.ours, c.theirs) for w in ALL for c in w.comparisons}
+    assert set(PLACES.values()) <= compared
 
 
 def test_resume_keeps_what_is_there(arguments: list[str], tmp_path: Path) -> None:
