@@ -1,49 +1,77 @@
-"""PonderTTT's own endpoints over HTTP; completions need no more than the `openai` client."""
+"""An OpenAI-compatible endpoint over HTTP, and what PonderTTT's own server has besides."""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
-from urllib.parse import quote
+from contextlib import contextmanager
+from typing import Any, Self, Unpack
 
 import httpx
 
-from ponderttt.errors import PonderError
+from clients import answers, calls, events, wire
+from clients.answers import Choice, Completion, CompletionChunk, Logprobs
+from clients.calls import Call, ChatOptions, CompletionOptions, Message, Prompt
+from clients.wire import (
+    AnswerError,
+    Backoff,
+    BrokenAnswerError,
+    ServerError,
+    SlowError,
+    UnreachableError,
+)
 
-_ATTEMPTS = 10
-_LONGEST_WAIT = 60.0
-
-
-class ServerError(PonderError):
-    """The server refused a request or failed.
-
-    Args:
-        status: of HTTP; 0 where the answer broke off.
-        message: the server's own.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
+__all__ = [
+    "AnswerError",
+    "BrokenAnswerError",
+    "Choice",
+    "Client",
+    "Completion",
+    "CompletionChunk",
+    "Logprobs",
+    "ServerError",
+    "SlowError",
+    "UnreachableError",
+]
 
 
 class Client:
-    """One server.
+    """One endpoint. May be used by several threads; close it, or use it in a `with` block.
+
+    Every method raises `ServerError` where the endpoint refuses or fails (see `clients.wire` for
+    its kinds). Answers 429 and 503 are waited out and asked again.
 
     Args:
         base_url: with or without `/v1`.
-        timeout: seconds to connect, and to wait for short answers; learning may take longer.
+        timeout: seconds to connect, and to wait for an answer, or in a stream for its next piece.
+            Learning takes as long as it takes.
+        api_key: sent as a bearer token.
+        retries: times that a request is sent again after 429 or 503.
+        transport: instead of the network, for tests.
     """
 
-    def __init__(self, base_url: str, timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        timeout: float = 30.0,
+        *,
+        api_key: str | None = None,
+        retries: int = 10,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
         self.base_url = base_url.rstrip("/").removesuffix("/v1")
-        limits = httpx.Timeout(timeout)
-        self._http = httpx.Client(base_url=self.base_url, timeout=limits)
-        self._patient = httpx.Timeout(timeout, read=None)
+        self._timeout = timeout
+        self._backoff = Backoff(retries)
+        with wire.translated(self.base_url, timeout):
+            self._http = httpx.Client(
+                base_url=self.base_url,
+                timeout=timeout,
+                headers=wire.headers(api_key),
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+                transport=transport,
+            )
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -53,18 +81,105 @@ class Client:
         """Close the connections."""
         self._http.close()
 
+    def models(self) -> list[str]:
+        """Names of the served models."""
+        return answers.model_names(self._json(Call("GET", "/v1/models")))
+
+    def context_length(self, model: str | None = None) -> int | None:
+        """Tokens of prompt and answer together; None where the server doesn't say.
+
+        Args:
+            model: default: the first.
+        """
+        return answers.model_context(self._json(Call("GET", "/v1/models")), model)
+
+    def version(self) -> str | None:
+        """The server's name and version; None where it doesn't say."""
+        for path, read in answers.VERSION_PATHS:
+            try:
+                found = read(self._json(Call("GET", path)))
+            except ServerError as error:
+                # Others have no such route, or a page of their own there.
+                if error.status == 0:
+                    raise
+                continue
+            if found is not None:
+                return found
+        return None
+
+    def complete(self, prompt: Prompt, **options: Unpack[CompletionOptions]) -> Completion:
+        """Continue a text.
+
+        Args:
+            prompt: text, texts, token ids, or several lists of them.
+            options: see `CompletionOptions`.
+        """
+        raw, seconds = self._fetch(calls.completion_call(prompt, options, stream=False))
+        return answers.completion(raw, seconds)
+
+    def stream(
+        self, prompt: Prompt, **options: Unpack[CompletionOptions]
+    ) -> Iterator[CompletionChunk]:
+        """Continue a text, piece by piece. Closing the iterator aborts the request.
+
+        Args:
+            prompt: as for `complete`.
+            options: see `CompletionOptions`.
+        """
+        return self._chunks(calls.completion_call(prompt, options, stream=True))
+
+    def chat(self, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> Completion:
+        """Answer a chat.
+
+        Args:
+            messages: each with `role` and `content`.
+            options: see `ChatOptions`.
+        """
+        raw, seconds = self._fetch(calls.chat_call(messages, options, stream=False))
+        return answers.completion(raw, seconds)
+
+    def stream_chat(
+        self, messages: Sequence[Message], **options: Unpack[ChatOptions]
+    ) -> Iterator[CompletionChunk]:
+        """Answer a chat, piece by piece; as `chat`."""
+        return self._chunks(calls.chat_call(messages, options, stream=True))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, with those that open every prompt."""
+        ours, other = calls.tokenize_calls(text)
+        ids = answers.token_ids(self._json(ours))
+        # llama.cpp takes no notice of a field that it doesn't know.
+        return ids if ids or not text else answers.token_ids(self._json(other))
+
     def session(self, name: str) -> dict[str, Any] | None:
         """A session, or None if there is none of this name."""
         try:
-            return self._json("GET", f"/v1/sessions/{quote(name, safe='')}")
+            return self._json(Call("GET", calls.session_path(name)))
         except ServerError as error:
             if error.status == 404:
                 return None
             raise
 
-    def create_session(self, name: str) -> dict[str, Any]:
-        """A new session."""
-        return self._json("POST", "/v1/sessions", {"id": name})
+    def sessions(self) -> list[dict[str, Any]]:
+        """All sessions; 404 of servers that have none."""
+        return answers.objects(self._json(Call("GET", "/v1/sessions")))
+
+    def create_session(self, name: str, **options: Any) -> dict[str, Any]:
+        """A new session.
+
+        Args:
+            name: its id.
+            options: gate, budget, …: how its requests learn where they don't say otherwise.
+        """
+        return self._json(Call("POST", "/v1/sessions", {"id": name, **options}))
+
+    def delete_session(self, name: str) -> None:
+        """Forget a session."""
+        self._json(Call("DELETE", calls.session_path(name)))
+
+    def fork(self, name: str, new: str) -> dict[str, Any]:
+        """A copy of a session that goes its own way."""
+        return self._json(Call("POST", calls.session_path(name, "fork"), {"id": new}))
 
     def adapt(
         self, session: str, documents: Sequence[Mapping[str, str]], options: Mapping[str, Any]
@@ -75,87 +190,66 @@ class Client:
             session: its id.
             documents: each with `path` and `text`.
             options: gate, budget, …
-        Raises:
-            ServerError: the server refuses, or fails on the way.
-            PonderError: there is no server.
         """
-        body = {**options, "documents": list(documents), "stream": True}
-        path = f"/v1/sessions/{quote(session, safe='')}/adapt"
-        for attempt in range(_ATTEMPTS):
-            with self._stream(path, body) as response:
-                if response.status_code != 429 or attempt == _ATTEMPTS - 1:
-                    yield from _objects(response)
+        return self._objects(calls.adapt_call(session, documents, options))
+
+    def _json(self, call: Call) -> dict[str, Any]:
+        return self._fetch(call)[0]
+
+    def _fetch(self, call: Call) -> tuple[dict[str, Any], float]:
+        """An answer in one piece, and the seconds that it took."""
+        with self._answer(call) as (response, begun):
+            answer = self._read(response, call)
+            return wire.json_object(answer), time.perf_counter() - begun
+
+    def _chunks(self, call: Call) -> Iterator[CompletionChunk]:
+        with self._answer(call) as (response, begun):
+            for raw in self._events(response):
+                yield from answers.chunks(raw, time.perf_counter() - begun)
+
+    def _objects(self, call: Call) -> Iterator[dict[str, Any]]:
+        with self._answer(call) as (response, _):
+            yield from self._events(response)
+
+    @contextmanager
+    def _answer(self, call: Call) -> Iterator[tuple[httpx.Response, float]]:
+        """The first answer that counts and is no error, and when it was asked for."""
+        seconds = call.timeout or self._timeout
+        limits = httpx.Timeout(seconds, read=None if call.patient else seconds)
+        attempt = 0
+        while True:
+            begun = time.perf_counter()
+            with (
+                wire.translated(self.base_url, seconds),
+                self._http.stream(
+                    call.method, call.path, json=call.body, timeout=limits
+                ) as response,
+            ):
+                wait = self._backoff.again(response, attempt)
+                if wait is None:
+                    if not response.is_success:
+                        wire.check(self._read(response, call), attempt + 1)
+                    yield response, begun
                     return
-                wait = _retry_after(response)
             time.sleep(wait)
+            attempt += 1
 
-    def _stream(self, path: str, body: Mapping[str, Any]) -> Any:
-        return _Translated(
-            self._http.stream("POST", path, json=body, timeout=self._patient), self.base_url
-        )
+    def _read(self, response: httpx.Response, call: Call) -> httpx.Response:
+        """The whole body, for which a server that trickles gets no more time than others."""
+        until = time.monotonic() + (call.timeout or self._timeout)
+        content = bytearray()
+        for piece in response.iter_bytes():
+            content += piece
+            if time.monotonic() > until:
+                raise TimeoutError
+        return wire.read_answer(response, bytes(content))
 
-    def _json(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        with _Translated(self._http.stream(method, path, json=body), self.base_url) as response:
-            response.read()
-            _check(response)
-            answer: dict[str, Any] = response.json()
-            return answer
-
-
-class _Translated:
-    """A response whose transport errors become ours."""
-
-    def __init__(self, stream: Any, base_url: str) -> None:
-        self._stream = stream
-        self._base_url = base_url
-
-    def __enter__(self) -> httpx.Response:
-        try:
-            response: httpx.Response = self._stream.__enter__()
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise PonderError(
-                f"no answer from {self._base_url} ({error}); start a server with `ponderttt "
-                "serve`, or name another with --base-url"
-            ) from error
-        return response
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
-        self._stream.__exit__(kind, error, trace)
-        if isinstance(error, httpx.TransportError):
-            raise ServerError(
-                0, f"the connection to {self._base_url} broke off: {error}"
-            ) from error
-
-
-def _objects(response: httpx.Response) -> Iterator[dict[str, Any]]:
-    if response.is_error:
-        response.read()
-        _check(response)
-    for line in response.iter_lines():
-        if not line.startswith("data:"):
-            continue
-        data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
-            return
-        value: dict[str, Any] = json.loads(data)
-        if "error" in value:
-            raise ServerError(0, str(value["error"]["message"]))
-        yield value
-    raise ServerError(0, "the server broke off in the middle of its answer")
-
-
-def _check(response: httpx.Response) -> None:
-    if not response.is_error:
-        return
-    try:
-        message = str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        message = response.text[:200]
-    raise ServerError(response.status_code, f"{response.status_code}: {message}")
-
-
-def _retry_after(response: httpx.Response) -> float:
-    try:
-        return min(max(float(response.headers["Retry-After"]), 0.1), _LONGEST_WAIT)
-    except (KeyError, ValueError):
-        return 1.0
+    @staticmethod
+    def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+        events.check_stream(response)
+        parser = events.EventParser()
+        for piece in response.iter_bytes():
+            yield from parser.feed(piece)
+            if parser.done:
+                return
+        parser.finish()

@@ -1,0 +1,198 @@
+"""`ponderttt bench compare`: result files of one benchmark side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ponderttt.errors import InvalidRequestError, PonderError
+
+if TYPE_CHECKING:
+    from clients.bench.pairing import Column
+    from clients.results import Header, Record
+
+
+def compare(
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="Two or more result files of one benchmark.", show_default=False),
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Column to which the others are compared; default: the first.",
+            envvar="PONDERTTT_COMPARE_BASE",
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Metric to show; may be repeated. Default: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.", envvar="PONDERTTT_SEED")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the comparison here.", dir_okay=False)
+    ] = None,
+) -> None:
+    """Compare result files in one table, with paired intervals over what they share."""
+    from clients.results import read_results
+
+    if len(files) < 2:
+        raise InvalidRequestError("files", "one file has nothing to be compared with; name two")
+    if len({path.resolve() for path in files}) < len(files):
+        raise InvalidRequestError("files", "a file is named twice")
+    results = [read_results(path) for path in files]
+    check_kinds(files, [header for header, _ in results])
+    found = compared(files, results, metric, base, seed)
+    typer.echo(_text(found))
+    if json_file is not None:
+        try:
+            json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise PonderError(f"{json_file} can't be written: {error.strerror}") from error
+
+
+def check_kinds(files: Sequence[Path], headers: Sequence[Header]) -> None:
+    """Raise InvalidRequestError where the files are of different benchmarks."""
+    if len({header.kind for header in headers}) > 1:
+        kinds = ", ".join(
+            f"{path.name} is of {header.kind}" for path, header in zip(files, headers, strict=True)
+        )
+        raise InvalidRequestError(
+            "files",
+            f"different benchmarks measure different things: {kinds}; compare like with like",
+        )
+    if len({tuple(header.key_fields) for header in headers}) > 1:
+        raise InvalidRequestError(
+            "files", "they name their units by different fields; run the benchmarks again"
+        )
+
+
+def compared(
+    files: Sequence[Path],
+    results: Sequence[tuple[Header, Sequence[Record]]],
+    wanted: Sequence[str] | None,
+    base: str | None,
+    seed: int,
+) -> dict[str, Any]:
+    """Means by column and metric, differences to the base column, and settings that differ.
+
+    Args:
+        files: their names head the columns.
+        results: of the files, of one kind.
+        wanted: metrics; None: all that any file names.
+        base: title of a column; None: the first.
+        seed: of the bootstrap.
+    Raises:
+        InvalidRequestError: there is no such metric or column, or no file has a record.
+    """
+    from clients.bench.pairing import columns
+    from clients.bench.statistics import CONFIDENCE
+
+    names = _short_names(files)
+    sides = [
+        column
+        for name, (header, records) in zip(names, results, strict=True)
+        for column in columns(header, records, name)
+    ]
+    if not sides:
+        raise InvalidRequestError("files", "none of them has a result yet; run the benchmark on")
+    known = {metric: better for header, _ in results for metric, better in header.metrics.items()}
+    for name in wanted or ():
+        if name not in known:
+            raise InvalidRequestError("--metric", f"no {name!r}; give {', '.join(known)}")
+    first = next((column for column in sides if column.title == base), None)
+    if base is not None and first is None:
+        titles = ", ".join(column.title for column in sides)
+        raise InvalidRequestError("--base", f"no column {base!r}; give one of {titles}")
+    first = first or sides[0]
+    return {
+        "kind": results[0][0].kind,
+        "base": first.title,
+        "confidence": CONFIDENCE,
+        "better": {metric: known[metric] for metric in wanted or known},
+        "differing": differing(names, [header for header, _ in results]),
+        "columns": {
+            column.title: {metric: _cell(column, first, metric, seed) for metric in wanted or known}
+            for column in sides
+        },
+    }
+
+
+def differing(names: Sequence[str], headers: Sequence[Header]) -> dict[str, dict[str, Any]]:
+    """Settings that are not the same in all files: value by file."""
+    flat = []
+    for header in headers:
+        line = header.as_dict()
+        settings = {f"settings.{name}": value for name, value in line.pop("settings").items()}
+        for name in ("format", "kind", "key_fields", "metrics", "started"):
+            line.pop(name)
+        flat.append(line | settings)
+    fields = dict.fromkeys(name for line in flat for name in line)
+    return {
+        field: {name: line.get(field) for name, line in zip(names, flat, strict=True)}
+        for field in fields
+        if any(line.get(field) != flat[0].get(field) for line in flat)
+    }
+
+
+def _cell(column: Column, base: Column, metric: str, seed: int) -> dict[str, Any]:
+    from clients.bench.pairing import difference
+
+    against = difference(base, column, metric, seed) if column is not base else None
+    return {
+        "mean": column.mean(metric),
+        "units": len(column.units(metric)),
+        "difference": against.as_dict() if against else None,
+    }
+
+
+def _short_names(files: Sequence[Path]) -> list[str]:
+    """File names, or as much of the paths as tells them apart."""
+    for parts in range(1, max(len(path.resolve().parts) for path in files) + 1):
+        names = ["/".join(path.resolve().with_suffix("").parts[-parts:]) for path in files]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in files]
+
+
+def _text(found: dict[str, Any]) -> str:
+    from clients.bench.pairing import markdown, show, show_difference
+    from clients.bench.statistics import Difference
+
+    titles = list(found["columns"])
+    rows = []
+    for metric, better in found["better"].items():
+        row = [f"{metric} ({'↑' if better == 'higher' else '↓'})"]
+        for title in titles:
+            cell = found["columns"][title][metric]
+            text = show(cell["mean"], metric)
+            if cell["difference"] is not None:
+                against = Difference(**cell["difference"])
+                text += f"; {show_difference(against)}, n = {against.units}"
+            elif title == found["base"] and cell["mean"] is not None:
+                text += f" (n = {cell['units']})"
+            elif cell["mean"] is not None:
+                text += "; no unit in common"
+            row.append(text)
+        rows.append(row)
+    parts = [
+        markdown([found["kind"], *titles], rows),
+        f"After the mean: paired difference to `{found['base']}` with its "
+        f"{found['confidence']:.0%} bootstrap interval, over the n units that both have.",
+    ]
+    if found["differing"]:
+        heads = ["setting", *next(iter(found["differing"].values()))]
+        lines = [
+            [name, *map(_short, values.values())] for name, values in found["differing"].items()
+        ]
+        parts.append("Settings that differ:\n\n" + markdown(heads, lines))
+    else:
+        parts.append("All settings are the same.")
+    return "\n\n".join(parts)
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

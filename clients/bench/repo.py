@@ -1,0 +1,322 @@
+"""`ponderttt bench repo`: does learning a repository help to complete its code?"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ponderttt.errors import InvalidRequestError, PonderError
+
+if TYPE_CHECKING:
+    from clients.api import Client
+    from clients.bench.repo_arms import ArmKind
+    from clients.bench.repo_ask import Asking
+    from clients.bench.repo_plan import Plan, Sizes
+    from clients.bench.repo_run import Schedule
+    from clients.results import Header, Record, ResultFile
+
+
+def repo(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Directories of repositories, or names of installed packages.", show_default=False
+        ),
+    ],
+    base_url: Annotated[
+        str, typer.Option(help="Where the server is.", envvar="PONDERTTT_BASE_URL")
+    ] = "http://127.0.0.1:8000",
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the server's key.", envvar="PONDERTTT_API_KEY_FILE", dir_okay=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Default: the first that the server names.", envvar="PONDERTTT_MODEL"),
+    ] = None,
+    gate: Annotated[
+        Literal["policy", "threshold", "random", "fixed"] | None,
+        typer.Option(
+            help="Who decides what is learned; by default the server's gate.",
+            envvar="PONDERTTT_REPO_GATE",
+        ),
+    ] = None,
+    budget: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="Highest mean cost per chunk, × forward; may be repeated. Default: 1.5, 2, 3.",
+            min=1.0,
+            max=12.0,
+        ),
+    ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to compare with off: stuffed, adapt, random, fixed; may be repeated. "
+            "Default: all."
+        ),
+    ] = None,
+    match: Annotated[
+        Literal["rate", "time", "both"],
+        typer.Option(
+            help="What arms random and fixed share with the one they follow: the share of chunks "
+            "updated, or the measured cost.",
+            envvar="PONDERTTT_REPO_MATCH",
+        ),
+    ] = "rate",
+    files: Annotated[int, typer.Option(min=1, help="Files to hide code in, per repository.")] = 4,
+    targets: Annotated[int, typer.Option(min=1, help="Pieces to hide per file.")] = 6,
+    max_lines: Annotated[int, typer.Option(min=2, help="Lines of a hidden block.")] = 8,
+    context_chars: Annotated[
+        int, typer.Option(min=1, help="Of other files to teach, per repository.")
+    ] = 60_000,
+    file_chars: Annotated[
+        int, typer.Option(min=1, help="Taught of one of them; the rest is left out.")
+    ] = 8_000,
+    left_chars: Annotated[
+        int, typer.Option(min=1, help="Of the same file before the target, in the prompt.")
+    ] = 2_000,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="To generate for a block; 64 at most for the others.")
+    ] = 160,
+    stuff_tokens: Annotated[
+        int | None,
+        typer.Option(min=64, help="Prompt of arm stuffed. Default: the model's whole context."),
+    ] = None,
+    unrelated: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="File to measure forgetting on; may be repeated. Default: standard library.",
+            dir_okay=False,
+        ),
+    ] = None,
+    unrelated_files: Annotated[
+        int, typer.Option(min=0, help="How many of the standard library, where none is named.")
+    ] = 3,
+    loss: Annotated[
+        bool, typer.Option(help="Score the hidden text; needs a server that takes echo.")
+    ] = True,
+    chunk_size: Annotated[
+        int | None, typer.Option(help="Tokens per chunk; by default the server's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all draws.", envvar="PONDERTTT_SEED")] = 0,
+    output: Annotated[
+        Path,
+        typer.Option(
+            help="Result file; a run that it belongs to goes on.",
+            envvar="PONDERTTT_REPO_OUTPUT",
+            dir_okay=False,
+        ),
+    ] = Path("bench-repo.jsonl"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Overwrite the result file.")] = False,
+    keep_sessions: Annotated[
+        bool, typer.Option("--keep-sessions", help="Leave the sessions, and print their names.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the summary here.", dir_okay=False)
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1.0, help="Seconds for one answer.", envvar="PONDERTTT_TIMEOUT")
+    ] = 600.0,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Show no progress.", envvar="PONDERTTT_QUIET")
+    ] = False,
+) -> None:
+    """Hide code in repositories and ask for it, with and without having learned the rest.
+
+    Safe to interrupt: the same command goes on.
+    """
+    from clients.api import Client
+    from clients.bench.repo_arms import make_arms
+    from clients.bench.repo_plan import Sizes, make_plan
+    from clients.bench.repo_run import Schedule
+    from clients.results import ResultFile
+
+    # Before the work whose result it would lose.
+    if json_file is not None and not os.access(json_file.absolute().parent, os.W_OK):
+        raise InvalidRequestError("--json", f"{json_file.parent} is no directory to write to")
+    sizes = Sizes(files, targets, max_lines, context_chars, file_chars, left_chars)
+    plan = make_plan(paths, unrelated or [], unrelated_files if loss else 0, sizes, seed)
+    with Client(base_url, timeout, api_key=_key(api_key_file)) as client:
+        asking = _asking(client, model, left_chars, max_tokens, loss)
+        kinds = _kinds(arm, asking)
+        arms = make_arms(
+            kinds, gate, budget or [1.5, 2.0, 3.0], ["rate", "time"] if match == "both" else [match]
+        )
+        schedule = Schedule(plan, arms, chunk_size, seed, keep_sessions)
+        limit = _context_limit(client, asking, stuff_tokens) if "stuffed" in kinds else None
+        settings = _settings(sizes, schedule, asking, limit)
+        header = _header(client, asking, settings, seed)
+        with ResultFile.open(output, header, fresh=fresh) as results:
+            _run(client, asking, schedule, results, limit, quiet)
+            _report(results, json_file)
+        if keep_sessions:
+            _name_sessions(schedule)
+
+
+def _key(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        lines = path.read_text(encoding="utf-8").split()
+    except OSError as error:
+        raise InvalidRequestError("--api-key-file", f"{path} can't be read: {error}") from error
+    if not lines:
+        raise InvalidRequestError("--api-key-file", f"{path} is empty")
+    return lines[0]
+
+
+def _asking(
+    client: Client, model: str | None, left_chars: int, max_tokens: int, loss: bool
+) -> Asking:
+    from clients.bench.repo_ask import Asking
+
+    served = client.models()
+    if model is None and not served:
+        raise PonderError(f"{client.base_url} serves no model")
+    if model is not None and model not in served:
+        raise InvalidRequestError("--model", f"{model!r} isn't served; give {', '.join(served)}")
+    return Asking(model or served[0], left_chars, max_tokens, loss, _has_sessions(client))
+
+
+def _has_sessions(client: Client) -> bool:
+    from clients.api import ServerError
+
+    try:
+        client.sessions()
+    except ServerError as error:
+        # Others than ours have no such route.
+        if error.status in (404, 405):
+            return False
+        raise
+    return True
+
+
+def _kinds(wanted: Sequence[str] | None, asking: Asking) -> list[ArmKind]:
+    """The arms that this server can run; those that were asked for, it must."""
+    every: tuple[ArmKind, ...] = ("stuffed", "adapt", "random", "fixed")
+    for name in wanted or ():
+        if name not in every:
+            raise InvalidRequestError("--arm", f"no {name!r}; give {', '.join(every)}")
+    if asking.has_sessions:
+        return [kind for kind in every if kind in (wanted or every)]
+    learning = [kind for kind in wanted or () if kind != "stuffed"]
+    if learning:
+        raise InvalidRequestError(
+            "--arm", f"this server has no sessions, so no {', '.join(learning)}; give --arm stuffed"
+        )
+    return ["stuffed"]
+
+
+def _context_limit(client: Client, asking: Asking, wanted: int | None) -> int:
+    limit = client.context_length(asking.model)
+    if limit is None and wanted is None:
+        raise InvalidRequestError(
+            "--stuff-tokens", "the server doesn't say how long its context is; give a number"
+        )
+    return min(each for each in (limit, wanted) if each is not None)
+
+
+def _settings(
+    sizes: Sizes, schedule: Schedule, asking: Asking, limit: int | None
+) -> dict[str, Any]:
+    """Everything that may change a result."""
+    plan: Plan = schedule.plan
+    return {
+        "repositories": [repository.name for repository in plan.repositories],
+        "texts": plan.fingerprint(),
+        "arms": [each.name for each in schedule.arms],
+        **asdict(sizes),
+        "max_tokens": asking.max_tokens,
+        "loss": asking.with_loss,
+        "stuff_tokens": limit,
+        "chunk_size": schedule.chunk_size,
+        "unrelated": [file.path for file in plan.unrelated],
+    }
+
+
+def _header(client: Client, asking: Asking, settings: dict[str, Any], seed: int) -> Header:
+    from clients.bench.repo_report import KEY_FIELDS, METRICS
+    from clients.results import Header
+
+    return Header(
+        kind="repo",
+        seed=seed,
+        model=asking.model,
+        base_url=client.base_url,
+        server_version=client.version(),
+        settings=settings,
+        key_fields=KEY_FIELDS,
+        metrics=METRICS,
+    )
+
+
+def _run(
+    client: Client,
+    asking: Asking,
+    schedule: Schedule,
+    results: ResultFile,
+    limit: int | None,
+    quiet: bool,
+) -> None:
+    from tqdm import tqdm
+
+    from clients.bench.repo_ask import Stuffing
+    from clients.bench.repo_run import Runner
+
+    stuffing = Stuffing(client, asking, limit) if limit is not None else None
+    total = schedule.units()
+    with tqdm(total=total, initial=results.resumed, unit="step", disable=quiet) as bar:
+
+        def done(record: Record) -> None:
+            bar.set_postfix_str(_score(results.records, record["arm"]), refresh=False)
+            bar.set_description(f"{record['repository']} {record['arm']}", refresh=False)
+            bar.update()
+
+        warn: Callable[[str], None] = bar.write if not quiet else lambda line: None
+        try:
+            Runner(client, asking, schedule, results, stuffing, done, warn).run()
+        except KeyboardInterrupt:
+            raise PonderError(
+                f"interrupted after {len(results.records)} of {total} steps; run the same command "
+                f"again to go on with {results.path}"
+            ) from None
+
+
+def _score(records: Sequence[Record], arm: str) -> str:
+    """The arm's exact match and edit similarity so far."""
+    answers = [each for each in records if each["record"] == "target" and each["arm"] == arm]
+    if not answers:
+        return ""
+    exact = sum(each["exact"] for each in answers) / len(answers)
+    similar = sum(each["edit_similarity"] for each in answers) / len(answers)
+    return f"exact {exact:.2f}, similar {similar:.2f}"
+
+
+def _report(results: ResultFile, json_file: Path | None) -> None:
+    from clients.bench.repo_report import summary, table
+
+    typer.echo(table(results.header, results.records))
+    if json_file is None:
+        return
+    try:
+        text = json.dumps(summary(results.header, results.records), indent=2)
+        json_file.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise PonderError(f"{json_file} can't be written: {error.strerror}") from error
+
+
+def _name_sessions(schedule: Schedule) -> None:
+    typer.echo("\nSessions kept (for `ponderttt bench humaneval --session NAME`):")
+    for repository in schedule.plan.repositories:
+        for arm in schedule.arms:
+            if arm.learns:
+                typer.echo(f"  {schedule.session(repository, arm)}")

@@ -1,0 +1,231 @@
+"""Asking a server for one target, and the loss of a text.
+
+Asking never teaches: every completion says `gate: off`, so a session changes by its lessons alone.
+The hidden text is scored before it is asked for. Whatever a server can keep of the prompt it has
+read by then, in every arm alike: so `seconds` is the price of the answer alone, as an editor sees
+it whose prompt grows by a keystroke. `read_seconds` is the price of a prompt that the arm sees for
+the first time; see `cached_tokens` for what earlier arms have left of it in the server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from clients.bench.code_metrics import compare_code, cut
+from clients.bench.repo_plan import left_context
+from clients.bench.repo_targets import Target
+from clients.files import TextFile
+from ponderttt.errors import PonderError
+
+if TYPE_CHECKING:
+    from clients.api import Client, Completion
+
+_SHORT = 64
+# Joining texts can cost a token at every seam.
+_SPARE_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a server is asked.
+
+    Args:
+        model: as the server names it.
+        left_chars: of the file before the target.
+        max_tokens: of a block; lines and arguments get 64 at most.
+        with_loss: score the hidden text; servers without `echo` can't.
+        has_sessions: the server is ours and takes `ttt`.
+    """
+
+    model: str
+    left_chars: int
+    max_tokens: int
+    with_loss: bool
+    has_sessions: bool
+
+    def ttt(self, session: str | None) -> dict[str, Any] | None:
+        """Read with the session's fast weights, and learn nothing."""
+        if not self.has_sessions:
+            return None
+        return {"gate": "off"} | ({"session": session} if session is not None else {})
+
+    def limit(self, target: Target) -> int:
+        """Tokens that may be generated."""
+        return self.max_tokens if target.kind == "block" else min(_SHORT, self.max_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Of a text.
+
+    Args:
+        nats: in all.
+        tokens: that begin or end in the text.
+        cached_tokens: of the prompt, read before; None where the server doesn't tell.
+        seconds: of the request.
+    """
+
+    nats: float
+    tokens: int
+    cached_tokens: int | None
+    seconds: float
+
+
+def measure_loss(client: Client, asking: Asking, left: str, text: str, session: str | None) -> Loss:
+    """Loss of `text` after `left`; of all but the first token where `left` is empty.
+
+    A token that reaches from `left` into `text` counts as a whole.
+
+    Raises:
+        PonderError: the server doesn't score prompts.
+    """
+    answer = client.complete(
+        left + text,
+        model=asking.model,
+        max_tokens=0,
+        echo=True,
+        logprobs=1,
+        ttt=asking.ttt(session),
+    )
+    scored = answer.choices[0].logprobs
+    if scored is None:
+        raise PonderError(
+            "the server gave no log-probabilities of the prompt; give --no-loss to do without"
+        )
+    ends = [*scored.text_offset[1:], len(left) + len(text)]
+    kept = [
+        logprob
+        for logprob, end in zip(scored.token_logprobs, ends, strict=True)
+        if logprob is not None and end > len(left)
+    ]
+    return Loss(-sum(kept), len(kept), cached_tokens(answer), answer.seconds)
+
+
+def ask(
+    client: Client,
+    asking: Asking,
+    file: TextFile,
+    target: Target,
+    stuffing: str,
+    session: str | None,
+) -> dict[str, Any]:
+    """Ask for a target; what came of it, as fields of a record.
+
+    Args:
+        client: of the server.
+        asking: how.
+        file: that holds the target; only what stands before it is shown.
+        target: what is hidden.
+        stuffing: put before the prompt; may be empty.
+        session: whose fast weights; None: the base model's.
+    """
+    prompt = stuffing + left_context(file.text, target.start, asking.left_chars)
+    fields: dict[str, Any] = {}
+    if asking.with_loss:
+        loss = measure_loss(client, asking, prompt, target.hidden, session)
+        fields = {
+            "loss": loss.nats / max(loss.tokens, 1),
+            "loss_per_char": loss.nats / len(target.hidden),
+            "loss_nats": loss.nats,
+            "loss_tokens": loss.tokens,
+            "cached_tokens": loss.cached_tokens,
+            "read_seconds": loss.seconds,
+        }
+    answer = client.complete(
+        prompt,
+        model=asking.model,
+        max_tokens=asking.limit(target),
+        temperature=0.0,
+        stop=stops(target),
+        ttt=asking.ttt(session),
+    )
+    completion = cut(target, answer.choices[0].text)
+    return fields | {
+        **asdict(compare_code(target, completion)),
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "seconds": answer.seconds,
+        "hidden": target.hidden,
+        "completion": completion,
+    }
+
+
+def stops(target: Target) -> list[str]:
+    """Texts after which nothing can belong to the target; four at most, as OpenAI has it."""
+    if target.kind != "block":
+        return ["\n"]
+    own = "\n" + " " * target.indent
+    return list(dict.fromkeys(["\ndef ", "\nclass ", f"{own}def ", f"{own}@"]))
+
+
+def cached_tokens(answer: Completion) -> int | None:
+    """Tokens of the prompt that the server had read before, where it tells."""
+    usage = answer.raw.get("usage")
+    details = usage.get("prompt_tokens_details") if isinstance(usage, Mapping) else None
+    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    return cached if isinstance(cached, int) else None
+
+
+@dataclass(slots=True)
+class Stuffing:
+    """The usual way: files put in front of the prompt, up to the model's context.
+
+    Args:
+        client: counts tokens.
+        asking: how.
+        limit: tokens of prompt and answer together.
+    """
+
+    client: Client
+    asking: Asking
+    limit: int
+
+    def prefix(
+        self, files: Sequence[TextFile], subject: TextFile, targets: Sequence[Target]
+    ) -> str:
+        """As much of the files as fits before any of the subject's targets.
+
+        It is the same for all targets of a subject, so that the server can keep it. The last files
+        are the nearest and stay; of the first that doesn't fit, the beginning stays.
+
+        Args:
+            files: what a session would have learned by now, in that order.
+            subject: the file with the targets.
+            targets: its targets.
+        """
+        room = self.limit - _SPARE_TOKENS - max(self._needed(subject, each) for each in targets)
+        pieces: list[str] = []
+        for file in reversed(files):
+            if room <= 0:
+                break
+            piece = f"# {file.path}\n{file.text.rstrip()}\n\n\n"
+            tokens = self._count(piece) + 1
+            if tokens > room:
+                piece = self._beginning(piece, room)
+                tokens = room
+            pieces.append(piece)
+            room -= tokens
+        return "".join(reversed(pieces))
+
+    def _needed(self, subject: TextFile, target: Target) -> int:
+        left = left_context(subject.text, target.start, self.asking.left_chars)
+        asked = self._count(left) + self.asking.limit(target)
+        return max(asked, self._count(left + target.hidden))
+
+    def _count(self, text: str) -> int:
+        return len(self.client.tokenize(text))
+
+    def _beginning(self, text: str, room: int) -> str:
+        """Whole lines of at most `room` tokens, by halving."""
+        lines = text.splitlines(keepends=True)
+        low, high = 0, len(lines) - 1
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._count("".join(lines[:middle])) < room:
+                low = middle
+            else:
+                high = middle - 1
+        # A lone heading tells nothing.
+        return "".join(lines[:low]) if low > 1 else ""

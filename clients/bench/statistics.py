@@ -1,0 +1,127 @@
+"""Intervals of paired differences, by scipy's BCa bootstrap (Efron, 1987).
+
+Units of one repository, or of one file, depend on each other. So clusters are resampled, never
+units: repositories where there are at least four, else files, else the units themselves.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ponderttt.errors import UnavailableError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+ClusterBy = Literal["repository", "file", "unit"]
+CONFIDENCE, RESAMPLES = 0.95, 9999
+#: Fewer repositories say too little about others.
+LEAST_REPOSITORIES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A mean difference over paired units, with its 95% interval.
+
+    Args:
+        estimate: mean over all units.
+        low, high: ends of the interval; None where there is but one cluster.
+        units, clusters: how many.
+    """
+
+    estimate: float
+    low: float | None
+    high: float | None
+    units: int
+    clusters: int
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """For JSON."""
+        return {
+            "estimate": self.estimate, "low": self.low, "high": self.high,
+            "units": self.units, "clusters": self.clusters,
+        }  # fmt: skip
+
+
+def cluster_by(records: Sequence[Mapping[str, Any]]) -> ClusterBy:
+    """What is resampled: `repository` where there are at least four, else `file`, else `unit`."""
+    repositories = {record.get("repository") for record in records} - {None}
+    if len(repositories) >= LEAST_REPOSITORIES:
+        return "repository"
+    files = {(record.get("repository"), record.get("file")) for record in records}
+    named = all(record.get("file") is not None for record in records)
+    return "file" if named and len(files) > 1 else "unit"
+
+
+def cluster_of(record: Mapping[str, Any], by: ClusterBy, unit: Hashable) -> Hashable:
+    """The cluster that a record belongs to."""
+    match by:
+        case "repository":
+            return record["repository"]
+        case "file":
+            return record.get("repository"), record["file"]
+        case "unit":
+            return unit
+
+
+def paired_difference(
+    differences: Sequence[float], clusters: Sequence[Hashable], seed: int = 0
+) -> Difference | None:
+    """The mean of differences and its interval; None where there are none.
+
+    Args:
+        differences: one per unit.
+        clusters: each unit's.
+        seed: of the bootstrap.
+    Raises:
+        UnavailableError: scipy is not installed.
+    """
+    if not differences:
+        return None
+    sums: dict[Hashable, list[float]] = defaultdict(list)
+    for cluster, value in zip(clusters, differences, strict=True):
+        sums[cluster].append(float(value))
+    estimate = sum(differences) / len(differences)
+    if len(sums) == 1:
+        return Difference(estimate, None, None, len(differences), 1)
+    low, high = _ends([sum(v) for v in sums.values()], [len(v) for v in sums.values()], seed)
+    return Difference(estimate, low, high, len(differences), len(sums))
+
+
+def _ends(totals: Sequence[float], counts: Sequence[int], seed: int) -> tuple[float, float]:
+    """Ends of the interval of sum(totals) / sum(counts) over resampled clusters."""
+    try:
+        import numpy as np
+        from scipy.stats import DegenerateDataWarning, bootstrap
+    except ImportError as error:
+        raise UnavailableError("intervals need scipy: `pip install 'ponderttt[bench]'`") from error
+
+    def ratio(
+        above: NDArray[np.float64], below: NDArray[np.float64], axis: int = -1
+    ) -> NDArray[np.float64]:
+        return np.asarray(above.sum(axis) / below.sum(axis))
+
+    samples = (np.asarray(totals, dtype=np.float64), np.asarray(counts, dtype=np.float64))
+    with warnings.catch_warnings(), np.errstate(invalid="ignore", divide="ignore"):
+        # BCa has no answer where all resamples agree; the percentiles have.
+        warnings.simplefilter("ignore", DegenerateDataWarning)
+        result = bootstrap(
+            samples,
+            ratio,
+            n_resamples=RESAMPLES,
+            paired=True,
+            vectorized=True,
+            axis=-1,
+            confidence_level=CONFIDENCE,
+            method="BCa",
+            rng=np.random.default_rng(seed),
+        )
+    ends = np.array([result.confidence_interval.low, result.confidence_interval.high])
+    if not np.isfinite(ends).all():
+        tail = (1 - CONFIDENCE) / 2
+        ends = np.quantile(result.bootstrap_distribution, [tail, 1 - tail])
+    return float(ends[0]), float(ends[1])

@@ -1,0 +1,1 @@
+"""Load on an endpoint: many users at once, and what each of them waits."""

@@ -1,0 +1,241 @@
+"""A load run from the first look at the server to the last record."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clients.api import Client
+from clients.async_api import AsyncClient
+from clients.load.ask import Asking
+from clients.load.distributions import Distribution
+from clients.load.drive import Drive, Limits
+from clients.load.recorder import Recorder
+from clients.load.workload import Corpus, Workload
+from clients.results import Header, ResultFile
+from clients.wire import ServerError
+from ponderttt.errors import InvalidRequestError, PonderError
+
+KEY_FIELDS = ("request",)
+_CHARS_PER_TOKEN = 3.5
+# Of the texts, to learn how many characters a token has.
+_SAMPLE_CHARS = 20_000
+
+
+@dataclass(slots=True)
+class LoadRun:
+    """Everything that a run was asked for; the names are those of the options.
+
+    Attributes:
+        measured: the result file is this run's.
+    """
+
+    base_url: str
+    api_key: str | None
+    model: str | None
+    rate: float | None
+    users: int
+    sessions: int
+    think: Distribution
+    prompt_tokens: Distribution
+    output_tokens: Distribution
+    texts: Sequence[Path]
+    chars_per_token: float | None
+    reuse: float
+    ttt: Mapping[str, Any] | None
+    extra: Mapping[str, Any] | None
+    temperature: float
+    requests: int | None
+    duration: float | None
+    warmup: int
+    seed: int
+    timeout: float
+    measured: bool = False
+
+    def run(self, output: Path, fresh: bool, quiet: bool) -> None:
+        """Put the load on, and write a record per request.
+
+        Args:
+            output: result file.
+            fresh: overwrite it.
+            quiet: show no progress.
+        Raises:
+            InvalidRequestError: the result file is there already, or the server has no such model.
+            PonderError: the server is gone or refuses everything; interrupted.
+        """
+        if output.exists() and output.stat().st_size > 0 and not fresh:
+            raise InvalidRequestError(
+                "--output",
+                f"{output} exists, and a load can't be resumed; name another file, give --fresh to "
+                "overwrite it, or --report to see it again",
+            )
+        corpus = Corpus.read(self.texts)
+        with Client(self.base_url, min(self.timeout, 30.0), api_key=self.api_key) as client:
+            asking = self._asking(client)
+            workload = self._workload(client, corpus, asking)
+            header = self._header(client, workload, asking)
+            with (
+                self._server_sessions(client, asking),
+                ResultFile.open(output, header, fresh=fresh) as results,
+                Recorder(results) as recorder,
+                self._progress(recorder, quiet) as tick,
+            ):
+                self.measured = True
+                try:
+                    asyncio.run(self._drive(asking, workload, recorder, tick))
+                except KeyboardInterrupt:
+                    raise PonderError(
+                        f"interrupted; {output} and the table hold what ended before"
+                    ) from None
+
+    async def _drive(
+        self, asking: Asking, workload: Workload, recorder: Recorder, tick: Any
+    ) -> None:
+        limits = Limits(self.requests, self.duration, self.warmup)
+        # A rejection is a result here, so nothing is asked again.
+        async with AsyncClient(
+            self.base_url, self.timeout, api_key=self.api_key, retries=0
+        ) as client:
+            drive = Drive(client, asking, workload, limits, recorder, tick)
+            if self.rate is not None:
+                await drive.open(self.rate)
+            else:
+                await drive.closed(self.users)
+
+    def _asking(self, client: Client) -> Asking:
+        served = client.models()
+        if not served:
+            raise PonderError(f"{client.base_url} serves no model")
+        if self.model is not None and self.model not in served:
+            raise InvalidRequestError(
+                "--model", f"{self.model!r} isn't served; give {', '.join(served)}"
+            )
+        return Asking(
+            self.model or served[0],
+            self.temperature,
+            self.ttt,
+            self.extra,
+            self.timeout,
+            self.sessions,
+        )
+
+    def _workload(self, client: Client, corpus: Corpus, asking: Asking) -> Workload:
+        context = client.context_length(asking.model)
+        if context is not None and self.output_tokens.most >= context:
+            raise InvalidRequestError(
+                "--output-tokens", f"the model's context has {context} tokens; ask for fewer"
+            )
+        return Workload(
+            corpus,
+            self.prompt_tokens,
+            self.output_tokens,
+            self.think,
+            self.reuse,
+            self.chars_per_token or _measure_tokens(client, corpus),
+            context,
+            self.seed,
+        )
+
+    def _header(self, client: Client, workload: Workload, asking: Asking) -> Header:
+        load = (
+            f"open loop, {self.rate:g} requests/s"
+            if self.rate is not None
+            else f"closed loop, {self.users} users, think time {self.think} s"
+        )
+        settings = {
+            "load": load,
+            "rate": self.rate,
+            "concurrency": self.users if self.rate is None else None,
+            "sessions": self.sessions,
+            "think": str(self.think),
+            "prompt_tokens": str(self.prompt_tokens),
+            "output_tokens": str(self.output_tokens),
+            "texts": workload.corpus.fingerprint(),
+            "chars_per_token": round(workload.chars_per_token, 4),
+            "context": workload.context,
+            "reuse": self.reuse,
+            "ttt": dict(self.ttt) if self.ttt is not None else None,
+            "body": dict(self.extra) if self.extra is not None else None,
+            "temperature": self.temperature,
+            "requests": self.requests,
+            "duration": self.duration,
+            "warmup": self.warmup,
+            "timeout": self.timeout,
+        }
+        return Header(
+            kind="load",
+            seed=self.seed,
+            model=asking.model,
+            base_url=client.base_url,
+            server_version=client.version(),
+            settings=settings,
+            key_fields=KEY_FIELDS,
+            metrics={"ok": "higher", "ttft": "lower", "tpot": "lower", "seconds": "lower"},
+        )
+
+    @contextmanager
+    def _server_sessions(self, client: Client, asking: Asking) -> Iterator[None]:
+        """The server's sessions that requests name; those made here are deleted afterwards."""
+        named: set[str] = set()
+        for user in range(self.sessions):
+            named |= {(asking.ttt_of(user) or {}).get("session", "")} - {""}
+        made: list[str] = []
+        try:
+            for name in sorted(named):
+                if client.session(name) is None:
+                    client.create_session(name)
+                    made.append(name)
+            yield
+        finally:
+            for name in made:
+                _delete(client, name)
+
+    @contextmanager
+    def _progress(self, recorder: Recorder, quiet: bool) -> Iterator[Any]:
+        """A bar of requests or of seconds, with the running figures."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[figures]}", markup=False),
+        )
+        console = Console(stderr=True, quiet=quiet)
+        with Progress(*columns, console=console) as progress:
+            total = self.requests if self.requests is not None else self.duration
+            task = progress.add_task("load", total=total, figures="")
+
+            def tick(seconds: float) -> None:
+                ended = sum(recorder.tally.outcomes.values())
+                at = ended if self.requests is not None else min(seconds, self.duration or 0.0)
+                progress.update(task, completed=at, figures=recorder.tally.line(seconds))
+
+            yield tick
+
+
+def _measure_tokens(client: Client, corpus: Corpus) -> float:
+    """Characters per token, by the server's own tokenizer where it has one to ask."""
+    sample = corpus.text[:_SAMPLE_CHARS]
+    try:
+        return len(sample) / max(len(client.tokenize(sample)), 1)
+    except ServerError as error:
+        # Others than vLLM, llama.cpp and ours have no such route.
+        if error.status in (200, 400, 401, 403, 404, 405, 413, 422, 501):
+            return _CHARS_PER_TOKEN
+        raise
+
+
+def _delete(client: Client, name: str) -> None:
+    from rich.console import Console
+
+    try:
+        client.delete_session(name)
+    except ServerError as error:
+        # The run itself is done; its result counts for more than this.
+        Console(stderr=True).print(f"session {name} is still there: {error}", markup=False)

@@ -1,0 +1,184 @@
+"""What a load run comes to, from its records, and as a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clients.results import Header, Record
+
+# Below, the 99th percentile is little more than the maximum.
+_FEW = 100
+_LATE = 0.05
+PERCENTILES = (50, 90, 99)
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """A request is good if it is answered within them; seconds, None for no bound.
+
+    Args:
+        ttft: to the first token.
+        tpot: per token after it.
+        seconds: to the end.
+    """
+
+    ttft: float | None = None
+    tpot: float | None = None
+    seconds: float | None = None
+
+    def good(self, record: Mapping[str, Any]) -> bool:
+        """Whether a request was answered in time; an answer too short for a measure passes it."""
+        limits = ((n, getattr(self, n)) for n in ("ttft", "tpot", "seconds"))
+        return record["outcome"] == "ok" and all(
+            limit is None or record[name] is None or record[name] <= limit for name, limit in limits
+        )
+
+    def __str__(self) -> str:
+        names = (("TTFT", self.ttft), ("TPOT", self.tpot), ("end to end", self.seconds))
+        given = [f"{name} ≤ {limit * 1e3:g} ms" for name, limit in names if limit is not None]
+        return ", ".join(given) or "answered at all"
+
+
+def summarise(records: Sequence[Record], bounds: Bounds) -> dict[str, Any]:
+    """Figures of all requests but those to warm up; times in seconds.
+
+    Percentiles are of answered requests alone; rejected and failed ones are counted, and none of
+    them is good. Rates are over the time from when the first request was due to the last end.
+
+    Args:
+        records: of one run.
+        bounds: of the goodput.
+    """
+    counted = [record for record in records if not record["warmup"]]
+    answered = [record for record in counted if record["outcome"] == "ok"]
+    outcomes = Counter(record["outcome"] for record in counted)
+    begin = min((r["due"] for r in counted), default=0.0)
+    span = max((r["due"] + r["seconds"] for r in counted), default=0.0) - begin
+    good = sum(bounds.good(record) for record in counted)
+    read = sum(record["prompt_tokens"] or 0 for record in answered)
+    written = sum(record["completion_tokens"] for record in answered)
+    errors = Counter(r["error"] for r in counted if r["error"] is not None)
+
+    def per_second(count: float) -> float | None:
+        return count / span if span > 0 else None
+
+    return {
+        "requests": len(counted),
+        "warmup": len(records) - len(counted),
+        **{name: outcomes[name] for name in ("ok", "rejected", "timeout", "failed")},
+        "span": span,
+        "answers_per_second": per_second(len(answered)),
+        "prompt_tokens": read,
+        "completion_tokens": written,
+        "prompt_tokens_per_second": per_second(read),
+        "completion_tokens_per_second": per_second(written),
+        # Little's law: the mean number in the system.
+        "running": per_second(sum(record["seconds"] for record in counted)),
+        **{name: spread(answered, name) for name in ("ttft", "tpot", "seconds", "gap")},
+        "lag": spread(counted, "lag"),
+        "goodput": {
+            "bounds": {"ttft": bounds.ttft, "tpot": bounds.tpot, "seconds": bounds.seconds},
+            "good": good,
+            "share": good / len(counted) if counted else None,
+            "per_second": per_second(good),
+        },
+        "learning": _learning(answered),
+        "errors": dict(errors.most_common(5)),
+    }
+
+
+def spread(records: Sequence[Record], name: str) -> dict[str, float] | None:
+    """Mean, percentiles (linear between ranks) and maximum of a field; None without values."""
+    import numpy as np
+
+    values = [record[name] for record in records if record[name] is not None]
+    if not values:
+        return None
+    points = np.percentile(values, PERCENTILES)
+    found = {f"p{p}": float(value) for p, value in zip(PERCENTILES, points, strict=True)}
+    return {"mean": sum(values) / len(values), **found, "max": max(values)}
+
+
+def _learning(answered: Sequence[Record]) -> dict[str, Any] | None:
+    """What our server says of test-time training; None of others."""
+    told = [record for record in answered if record.get("chunks")]
+    if not told:
+        return None
+    chunks = sum(record["chunks"] for record in told)
+    return {
+        "chunks": chunks,
+        "updates": sum(record["updates"] for record in told),
+        **{
+            name: sum((r[name] or 0.0) * r["chunks"] for r in told) / chunks
+            for name in ("nominal", "measured")
+        },
+    }
+
+
+def markdown(header: Header, summary: Mapping[str, Any], bounds: Bounds) -> str:
+    """The summary as a table, with what it was measured on."""
+    settings = header.settings
+    lines = [
+        f"### Load on {header.model} ({header.server_version or 'server of unknown version'})",
+        "",
+        f"{settings['load']}, prompts of {settings['prompt_tokens']} and answers of "
+        f"{settings['output_tokens']} tokens, ttt {settings['ttt'] or 'not sent'}, seed "
+        f"{header.seed}.",
+        "",
+        f"| ms | mean | {' | '.join(f'p{p}' for p in PERCENTILES)} | max |",
+        "| --- |" + " ---: |" * (len(PERCENTILES) + 2),
+    ]
+    names = {
+        "ttft": "time to first token",
+        "tpot": "time per output token",
+        "gap": "longest pause in an answer",
+        "seconds": "end to end",
+    }
+    for name, what in names.items():
+        cells = [_ms(value) for value in (summary[name] or {}).values()]
+        lines.append(f"| {what} | {' | '.join(cells or ['-'] * (len(PERCENTILES) + 2))} |")
+    goodput = summary["goodput"]
+    rows = {
+        "requests (to warm up, not counted)": f"{summary['requests']} ({summary['warmup']})",
+        "ok / rejected / timed out / failed": " / ".join(
+            str(summary[name]) for name in ("ok", "rejected", "timeout", "failed")
+        ),
+        "answers per second": _number(summary["answers_per_second"]),
+        "prompt tokens per second": _number(summary["prompt_tokens_per_second"]),
+        "output tokens per second": _number(summary["completion_tokens_per_second"]),
+        "requests at once, on average": _number(summary["running"]),
+        f"goodput per second ({bounds})": f"{_number(goodput['per_second'])}"
+        + (f" ({goodput['share']:.1%} of requests)" if goodput["share"] is not None else ""),
+    }
+    learning = summary["learning"]
+    if learning is not None:
+        rows["chunks updated"] = f"{learning['updates']} of {learning['chunks']}"
+        rows["cost per chunk, nominal / measured"] = (
+            f"{learning['nominal']:.2f} / {learning['measured']:.2f} × forward"
+        )
+    lines += ["", "| over all | |", "| --- | ---: |"]
+    lines += [f"| {name} | {value} |" for name, value in rows.items()]
+    return "\n".join([*lines, *_notes(summary)]) + "\n"
+
+
+def _notes(summary: Mapping[str, Any]) -> list[str]:
+    notes = [f"{count} × {error}" for error, count in summary["errors"].items()]
+    if 0 < summary["ok"] < _FEW:
+        notes.append(f"the 99th percentile of {summary['ok']} answers says little more than max")
+    if summary["lag"] is not None and summary["lag"]["p99"] > _LATE:
+        notes.append(
+            f"this client was late (99th percentile {_ms(summary['lag']['p99'])} ms); its own "
+            "machine may be too busy to measure"
+        )
+    return ["", *(f"- {' '.join(note.split())}" for note in notes)] if notes else []
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

@@ -1,0 +1,280 @@
+"""The result file of every benchmark: JSON lines, so that an interrupted run loses nothing.
+
+The first line is the header: what was measured, with which settings. Then one record per unit of
+work. The same command run again reads the file, checks that the header is its own, and goes on.
+
+Conventions that `ponderttt bench compare` relies on: a record holds its key fields, the metrics
+that the header names (number, true/false, or null where there is none) and whatever else is worth
+keeping. A field `arm` names the variant measured; records that differ only in `sample` are repeats
+of one unit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, Literal, Self
+
+from filelock import FileLock, Timeout
+
+from ponderttt.errors import InvalidRequestError, PonderError
+
+Record = dict[str, Any]
+Key = tuple[Any, ...]
+#: Which way a metric is good.
+Better = Literal["higher", "lower"]
+
+FORMAT = 1
+# A run goes on only where these agree; the address and the time may change.
+_SAME = ("kind", "seed", "model", "server_version", "settings", "key_fields")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a result file is about.
+
+    Args:
+        kind: the benchmark, as it is called on the command line.
+        seed: of everything drawn at random.
+        model: as the server names it.
+        base_url: where the server was when the run began.
+        server_version: None where the server doesn't tell.
+        settings: everything else that may change a result; only what JSON can hold.
+        key_fields: fields of a record that together name its unit of work.
+        metrics: fields of a record that are compared, and which way is better.
+        started: ISO 8601.
+    """
+
+    kind: str
+    seed: int
+    model: str
+    base_url: str
+    server_version: str | None
+    settings: Mapping[str, Any]
+    key_fields: Sequence[str]
+    metrics: Mapping[str, Better]
+    started: str = field(default_factory=_now)
+
+    def as_dict(self) -> Record:
+        """The first line of the file, as JSON gives it back."""
+        line = {
+            "format": FORMAT,
+            "kind": self.kind,
+            "seed": self.seed,
+            "model": self.model,
+            "base_url": self.base_url,
+            "server_version": self.server_version,
+            "settings": dict(self.settings),
+            "key_fields": list(self.key_fields),
+            "metrics": dict(self.metrics),
+            "started": self.started,
+        }
+        answer: Record = json.loads(json.dumps(line, allow_nan=False))
+        return answer
+
+
+class ResultFile:
+    """A result file that is being written. Use `ResultFile.open`; it is a context manager.
+
+    `append` may be called from several threads.
+
+    Attributes:
+        header: the file's (of the first run, if this one goes on).
+        records: those of earlier runs and those appended, in the file's order.
+        done: keys of the units that need no more work.
+        resumed: how many records were there already.
+    """
+
+    def __init__(
+        self, path: Path, header: Header, records: list[Record], stream: IO[bytes], lock: FileLock
+    ) -> None:
+        self.path = path
+        self.header = header
+        self.records = records
+        self.resumed = len(records)
+        self._stream = stream
+        self._lock = lock
+        self._threads = threading.Lock()
+        self.done: set[Key] = {self.key(record) for record in records}
+
+    @classmethod
+    def open(cls, path: Path, header: Header, *, fresh: bool = False) -> Self:
+        """Begin a file, or go on with one that this very run began.
+
+        A last line that was cut off while it was written is dropped: its unit is done again.
+
+        Args:
+            path: made if missing, with its directories.
+            header: of this run.
+            fresh: throw an existing file away instead of going on with it.
+        Raises:
+            InvalidRequestError: the file is of a run with other settings, or is no result file.
+            PonderError: the file is damaged, in use, or can't be written.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path.with_name(f".{path.name}.lock"))
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise PonderError(
+                f"{path} is being written by another run; wait for it or name another file"
+            ) from None
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        try:
+            kept, records, size = (None, [], 0) if fresh else _read(path)
+            if kept is not None:
+                _check_same(path, kept, header)
+            stream = path.open("r+b" if path.exists() else "w+b")
+            stream.truncate(size)
+            stream.seek(size)
+            opened = cls(path, kept or header, records, stream, lock)
+            if kept is None:
+                opened._write(header.as_dict())
+        except OSError as error:
+            lock.release()
+            raise _unwritable(path, error) from error
+        except BaseException:
+            lock.release()
+            raise
+        return opened
+
+    def key(self, record: Mapping[str, Any]) -> Key:
+        """What names the unit of work of `record`, a tuple in the order of `key_fields`."""
+        try:
+            return tuple(record[name] for name in self.header.key_fields)
+        except KeyError as error:
+            raise PonderError(
+                f"{self.path}: a record has no field {error}; it is damaged"
+            ) from error
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Keep one finished unit of work; it is on disk when this returns.
+
+        Args:
+            record: with the key fields; only what JSON can hold.
+        Raises:
+            PonderError: the file can't be written, say because the disk is full.
+        """
+        with self._threads:
+            self._write(record)
+            self.records.append(dict(record))
+            self.done.add(self.key(record))
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        raw = json.dumps(line, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+        try:
+            self._stream.write(raw + b"\n")
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+
+    def close(self) -> None:
+        """Close the file and let others have it."""
+        self._stream.close()
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_results(path: Path) -> tuple[Header, list[Record]]:
+    """The header and the records of a result file, also of one that is still being written.
+
+    Raises:
+        InvalidRequestError: there is no such file, or it is no result file.
+        PonderError: it is damaged or can't be read.
+    """
+    try:
+        header, records, _ = _read(path)
+    except OSError as error:
+        raise PonderError(f"{path} can't be read: {error.strerror}") from error
+    if header is None:
+        raise InvalidRequestError("path", f"{path} doesn't exist or is empty; give a result file")
+    return header, records
+
+
+def _read(path: Path) -> tuple[Header | None, list[Record], int]:
+    """Header, records, and bytes of whole lines."""
+    if not path.exists():
+        return None, [], 0
+    raw = path.read_bytes()
+    # Only a line with its end was written whole.
+    size = raw.rfind(b"\n") + 1
+    lines = raw[:size].splitlines()
+    if not lines:
+        if raw and not raw.startswith(b'{"format"'):
+            raise _foreign(path)
+        return None, [], 0
+    header = _header(path, lines[0])
+    records = [_object(path, number, line) for number, line in enumerate(lines[1:], 2)]
+    return header, records, size
+
+
+def _header(path: Path, line: bytes) -> Header:
+    try:
+        fields = json.loads(line)
+        if fields.pop("format") != FORMAT:
+            raise InvalidRequestError(
+                "path", f"{path} has another format than {FORMAT}; run the benchmark again"
+            )
+        return Header(**fields)
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        if isinstance(error, InvalidRequestError):
+            raise
+        raise _foreign(path) from error
+
+
+def _object(path: Path, number: int, line: bytes) -> Record:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):
+        raise PonderError(
+            f"{path}, line {number}: no JSON object; mend or remove the line (its unit of work is "
+            "then done again)"
+        )
+    return record
+
+
+def _check_same(path: Path, kept: Header, header: Header) -> None:
+    old, new = kept.as_dict(), header.as_dict()
+    differing = [
+        f"{name} {old[name]!r}, now {new[name]!r}"
+        for name in _SAME
+        if name != "settings" and old[name] != new[name]
+    ]
+    names = sorted({*old["settings"], *new["settings"]})
+    differing += [
+        f"{name} {old['settings'].get(name)!r}, now {new['settings'].get(name)!r}"
+        for name in names
+        if old["settings"].get(name) != new["settings"].get(name)
+    ]
+    if differing:
+        raise InvalidRequestError(
+            "output",
+            f"{path} is of a run with {'; '.join(differing)}. Give the same settings to go on with "
+            "it, or name another file",
+        )
+
+
+def _foreign(path: Path) -> InvalidRequestError:
+    return InvalidRequestError("path", f"{path} is no result file; name another")
+
+
+def _unwritable(path: Path, error: OSError) -> PonderError:
+    return PonderError(f"{path} can't be written: {error.strerror or error}")

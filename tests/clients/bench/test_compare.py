@@ -1,0 +1,169 @@
+"""`ponderttt bench compare`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from clients.bench.compare import compare
+from clients.results import Header, ResultFile
+from ponderttt.errors import InvalidRequestError, PonderError
+
+HEADER = Header(
+    kind="humaneval",
+    seed=0,
+    model="tiny",
+    base_url="http://here",
+    server_version="0.1.0",
+    settings={"gate": "off", "max_tokens": 400},
+    key_fields=("task", "sample"),
+    metrics={"passed": "higher", "seconds": "lower"},
+)
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    """The command alone."""
+    command = typer.Typer()
+    command.command()(compare)
+    return command
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a result file with `passed` by task."""
+
+    def make(name: str, passed: Mapping[str, list[bool]], **changes: Any) -> Path:
+        path = tmp_path / f"{name}.jsonl"
+        with ResultFile.open(path, replace(HEADER, **changes)) as results:
+            for task, samples in passed.items():
+                for sample, value in enumerate(samples):
+                    results.append(
+                        {"task": task, "sample": sample, "passed": value, "seconds": 1.0}
+                    )
+        return path
+
+    return make
+
+
+def run(app: typer.Typer, *arguments: object) -> Any:
+    """Its outcome."""
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def test_compare_pairs_units_that_both_have(
+    app: typer.Typer, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = write("off", {"a": [True], "b": [False], "c": [False], "d": [True]})
+    # Half of the samples of b pass; d is missing, e is new.
+    second = write(
+        "policy",
+        {"a": [True, True], "b": [True, False], "c": [True, True], "e": [True, True]},
+        settings={"gate": "policy", "max_tokens": 400},
+        server_version="0.2.0",
+    )
+    out = tmp_path / "c.json"
+    result = run(app, first, second, "--json", out)
+    assert result.exit_code == 0, result.output
+    found = json.loads(out.read_text())
+    cell = found["columns"]["policy"]["passed"]
+    assert (cell["mean"], cell["units"]) == (pytest.approx(3.5 / 4), 4)
+    assert cell["difference"]["units"] == 3
+    assert cell["difference"]["estimate"] == pytest.approx((0 + 0.5 + 1) / 3)
+    assert found["differing"] == {
+        "server_version": {"off": "0.1.0", "policy": "0.2.0"},
+        "settings.gate": {"off": "off", "policy": "policy"},
+    }
+    assert "n = 3" in result.output
+    assert "settings.max_tokens" not in result.output
+
+
+def test_compare_is_the_other_way_round_with_another_base(
+    app: typer.Typer, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    files = [
+        write("one", {"a": [True], "b": [False], "c": [False]}),
+        write("two", {"a": [True], "b": [True], "c": [False]}),
+    ]
+    found = []
+    for base in ("one", "two"):
+        out = tmp_path / f"{base}.json"
+        assert run(app, *files, "--base", base, "--json", out).exit_code == 0
+        found.append(json.loads(out.read_text())["columns"])
+    there = found[0]["two"]["passed"]["difference"]
+    back = found[1]["one"]["passed"]["difference"]
+    assert there["estimate"] == pytest.approx(-back["estimate"])
+    assert found[0]["one"]["passed"]["difference"] is None
+
+
+def test_arms_of_a_file_have_columns_of_their_own(
+    app: typer.Typer, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    fields: dict[str, Any] = {"kind": "repo", "key_fields": ("arm", "unit")}
+    paths = []
+    for name in ("x", "y"):
+        path = tmp_path / f"{name}.jsonl"
+        paths.append(path)
+        with ResultFile.open(path, replace(HEADER, **fields)) as results:
+            for arm, value in (("off", 0.0), ("policy@2", 1.0)):
+                for unit in range(3):
+                    results.append({"arm": arm, "unit": unit, "passed": value, "file": "f"})
+                results.append({"arm": arm, "unit": "lesson 0"})
+    result = run(app, *paths, "--metric", "passed")
+    assert result.exit_code == 0, result.output
+    assert "| repo | x off | x policy@2 | y off | y policy@2 |" in result.output
+    assert "All settings are the same." in result.output
+    assert "seconds" not in result.output
+
+
+def test_different_benchmarks_are_refused(app: typer.Typer, write: Callable[..., Path]) -> None:
+    files = [write("one", {"a": [True]}), write("two", {"a": [True]}, kind="mbpp")]
+    error = run(app, *files).exception
+    assert isinstance(error, InvalidRequestError)
+    assert "one.jsonl is of humaneval, two.jsonl is of mbpp" in str(error)
+
+
+def test_files_without_a_common_unit_show_no_difference(
+    app: typer.Typer, write: Callable[..., Path]
+) -> None:
+    result = run(app, write("one", {"a": [True]}), write("two", {"b": [True]}))
+    assert result.exit_code == 0, result.output
+    assert "1.000; no unit in common" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ONE"], "name two"),
+        (["ONE", "ONE"], "named twice"),
+        (["ONE", "none.jsonl"], "doesn't exist"),
+        (["ONE", "TWO", "--metric", "beauty"], "no 'beauty'; give passed, seconds"),
+        (["ONE", "TWO", "--base", "three"], "give one of one, two"),
+        (["ONE", "TWO", "--json", "/nowhere/x"], "can't be written"),
+        (["ONE", "OTHER"], "no result file"),
+    ],
+)
+def test_bad_input_is_named(
+    app: typer.Typer,
+    write: Callable[..., Path],
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("hello\n")
+    places = {
+        "ONE": write("one", {"a": [True]}),
+        "TWO": write("two", {"a": [True]}),
+        "OTHER": other,
+    }
+    error = run(app, *[places.get(each, each) for each in arguments]).exception
+    assert isinstance(error, PonderError)
+    assert message in str(error)

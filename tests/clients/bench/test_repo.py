@@ -1,0 +1,311 @@
+"""`ponderttt bench repo` against a fake server: protocol, arms and going on after a cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import clients.api
+import clients.bench.statistics
+from clients.bench.repo import repo
+from clients.results import read_results
+from ponderttt.errors import InvalidRequestError, PonderError
+from tests.clients.bench.fake_server import CONTEXT, Cut, FakeServer
+from tests.helpers import source_text
+
+# Fields that depend on the clock.
+TIMES = ("seconds", "read_seconds")
+SMALL = [
+    "--files", "2", "--targets", "3", "--context-chars", "2500", "--file-chars", "800",
+    "--left-chars", "300", "--unrelated-files", "1", "--budget", "1.5", "--budget", "2",
+    "--seed", "3", "--quiet",
+]  # fmt: skip
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six files of code, in two directories."""
+    root = tmp_path_factory.mktemp("repos") / "project"
+    (root / "sub").mkdir(parents=True)
+    lines = source_text().splitlines(keepends=True)
+    starts = [i for i, line in enumerate(lines) if line.startswith(("def ", "class "))]
+    for number in range(6):
+        begin = starts[len(starts) * number // 6]
+        end = starts[len(starts) * (number + 1) // 6] if number < 5 else len(lines)
+        folder = root / "sub" if number % 2 else root
+        (folder / f"part{number}.py").write_text("".join(lines[begin:end]))
+    return root
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs the command against a fake server."""
+    real = clients.api.Client
+    app = typer.Typer()
+    app.command()(repo)
+
+    # Intervals are tested elsewhere.
+    monkeypatch.setattr(clients.bench.statistics, "RESAMPLES", 99)
+
+    def invoke(server: FakeServer, *arguments: str, output: str = "r.jsonl") -> Any:
+        monkeypatch.setattr(clients.api, "Client", partial(real, transport=server.transport))
+        whole = [*SMALL, *arguments, "--output", str(tmp_path / output)]
+        return CliRunner().invoke(app, whole, catch_exceptions=True)
+
+    return invoke
+
+
+def timeless(path: Path) -> list[dict[str, Any]]:
+    """The records without what the clock says."""
+    _, records = read_results(path)
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
+
+
+def test_repo_runs_all_arms_and_reports_them(run: Run, project: Path, tmp_path: Path) -> None:
+    server, out = FakeServer(), tmp_path / "out.json"
+    result = run(server, str(project), "--json", str(out))
+    assert result.exit_code == 0, result.output
+    found = json.loads(out.read_text())
+    names = ["off", "stuffed"]
+    for lead in ("adapt@1.5", "adapt@2"):
+        names += [lead, f"random=rate({lead})", f"fixed=rate({lead})"]
+    assert list(found["arms"]) == names
+    assert {arm["targets"] for arm in found["arms"].values()} == {6}
+    assert found["clustered_by"] == "file"
+    adapted = found["arms"]["adapt@2"]
+    assert adapted["differences"]["loss"]["units"] == 6
+    assert adapted["differences"]["loss"]["estimate"] == pytest.approx(
+        adapted["means"]["loss"] - found["arms"]["off"]["means"]["loss"]
+    )
+    assert adapted["learning"]["update_rate"] == pytest.approx(0.5, abs=0.05)
+    assert "| fixed=rate(adapt@2) |" in result.output
+    assert server.sessions == {}
+
+
+def test_followers_get_the_update_rate_of_the_arm_they_follow(
+    run: Run, project: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.json"
+    run(FakeServer(), str(project), "--match", "both", "--json", str(out))
+    arms = json.loads(out.read_text())["arms"]
+    lead = arms["adapt@1.5"]["learning"]
+    fixed = arms["fixed=rate(adapt@1.5)"]["learning"]
+    assert fixed["update_rate"] == pytest.approx(lead["update_rate"], abs=0.02)
+    assert fixed["chunks"] == lead["chunks"]
+    lesson = next(
+        record
+        for record in read_results(tmp_path / "r.jsonl")[1]
+        if record["arm"] == "random=time(adapt@1.5)"
+    )
+    assert lesson["options"]["cost_model"] == "measured"
+    assert lesson["options"]["budget"] == pytest.approx(lead["measured"])
+
+
+def test_nothing_is_learned_while_asking_and_targets_come_before_their_file(
+    run: Run, project: Path
+) -> None:
+    server = FakeServer()
+    run(server, str(project))
+    taught: dict[str, str] = {}
+    for _, path, body in server.requests:
+        if path == "/v1/completions":
+            assert body["ttt"]["gate"] == "off"
+            learned = taught.get(body["ttt"].get("session", ""), "")
+            if "session" in body["ttt"] and not body.get("echo"):
+                # What stands right before the target was never learned.
+                assert body["prompt"][-200:] not in learned
+        elif path.endswith("/adapt"):
+            name = path.split("/")[3]
+            for document in body["documents"]:
+                taught[name] = taught.get(name, "") + document["text"]
+
+
+def test_prompt_ends_where_the_target_begins_and_the_loss_is_of_the_target(
+    run: Run, project: Path, tmp_path: Path
+) -> None:
+    server = FakeServer()
+    run(server, str(project), "--arm", "stuffed")
+    sent = [body for body in server.bodies("/v1/completions") if "session" not in body["ttt"]]
+    scored = [body["prompt"] for body in sent if body.get("echo")]
+    asked = [body["prompt"] for body in sent if not body.get("echo")]
+    targets = [r for r in read_results(tmp_path / "r.jsonl")[1] if r["record"] == "target"]
+    assert len(targets) == len(asked) == 12
+    for record, prompt in zip(targets, asked, strict=True):
+        assert prompt + record["hidden"] in scored
+        if record["arm"] == "off":
+            assert len(prompt) <= 300
+            assert prompt in (project / record["file"]).read_text()
+            assert record["loss_tokens"] * record["loss"] == pytest.approx(record["loss_nats"])
+
+
+def test_stuffed_prompt_fills_the_context_and_no_more(
+    run: Run, project: Path, tmp_path: Path
+) -> None:
+    run(FakeServer(), str(project), "--arm", "stuffed", "--max-tokens", "50")
+    _, records = read_results(tmp_path / "r.jsonl")
+    stuffed = [r for r in records if r["arm"] == "stuffed" and r["record"] == "target"]
+    assert len(stuffed) == 6
+    assert max(r["prompt_tokens"] for r in stuffed) + 50 <= CONTEXT
+    assert min(r["prompt_tokens"] for r in stuffed) > CONTEXT / 2
+
+
+def test_same_seed_asks_the_same_and_another_seed_something_else(
+    run: Run, project: Path, tmp_path: Path
+) -> None:
+    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
+        run(FakeServer(), str(project), "--arm", "adapt", "--seed", seed, output=name)
+    assert timeless(tmp_path / "a") == timeless(tmp_path / "b")
+    assert timeless(tmp_path / "a") != timeless(tmp_path / "c")
+
+
+@pytest.mark.parametrize("loses_sessions", [False, True], ids=["server lives", "server dies"])
+def test_resumed_run_equals_an_uninterrupted_one(
+    run: Run, project: Path, tmp_path: Path, loses_sessions: bool
+) -> None:
+    whole = FakeServer()
+    assert run(whole, str(project), output="whole.jsonl").exit_code == 0
+    expected = timeless(tmp_path / "whole.jsonl")
+    step = len(whole.requests) // 7
+    for number, cut_at in enumerate(range(2, len(whole.requests), step)):
+        output = f"cut{number}.jsonl"
+        server = FakeServer(cut_at=cut_at)
+        with pytest.raises(Cut):
+            run(server, str(project), output=output)
+        kept = server.sessions if not loses_sessions else {}
+        again = FakeServer(sessions=kept)
+        result = run(again, str(project), output=output)
+        assert result.exit_code == 0, result.output
+        assert timeless(tmp_path / output) == expected, f"cut at request {cut_at}"
+        assert again.sessions == {}
+        assert len(again.requests) < len(whole.requests) or cut_at < 10
+
+
+def test_finished_run_asks_nothing_more(run: Run, project: Path) -> None:
+    run(FakeServer(), str(project))
+    server = FakeServer()
+    result = run(server, str(project))
+    assert result.exit_code == 0
+    assert server.bodies("/v1/completions") == []
+    assert "| adapt@2 |" in result.output
+
+
+def test_keep_sessions_names_sessions_that_have_learned(run: Run, project: Path) -> None:
+    server = FakeServer()
+    result = run(server, str(project), "--arm", "adapt", "--keep-sessions")
+    names = [line.strip() for line in result.output.splitlines() if "  bench-" in line]
+    assert sorted(names) == sorted(server.sessions)
+    assert len(names) == 2
+    assert all(session.learned for session in server.sessions.values())
+    # Also where the result file is whole, but the sessions were lost.
+    empty = FakeServer()
+    run(empty, str(project), "--arm", "adapt", "--keep-sessions")
+    assert empty.sessions == server.sessions
+
+
+def test_server_without_sessions_runs_what_it_can(run: Run, project: Path, tmp_path: Path) -> None:
+    server = FakeServer(has_sessions=False)
+    result = run(server, str(project))
+    assert result.exit_code == 0, result.output
+    assert {r["arm"] for r in read_results(tmp_path / "r.jsonl")[1]} == {"off", "stuffed"}
+    assert not any("ttt" in body for body in server.bodies("/v1/completions"))
+    refused = run(server, str(project), "--arm", "adapt", output="other")
+    assert isinstance(refused.exception, InvalidRequestError)
+    assert "no sessions" in str(refused.exception)
+
+
+def test_without_loss_nothing_is_scored(run: Run, project: Path, tmp_path: Path) -> None:
+    server = FakeServer()
+    assert run(server, str(project), "--no-loss").exit_code == 0
+    assert not any(body.get("echo") for body in server.bodies("/v1/completions"))
+    assert {r["record"] for r in read_results(tmp_path / "r.jsonl")[1]} == {"lesson", "target"}
+
+
+def test_several_repositories_of_one_name_are_told_apart(
+    run: Run, project: Path, tmp_path: Path
+) -> None:
+    result = run(FakeServer(), str(project), str(project), "--arm", "stuffed")
+    assert result.exit_code == 0, result.output
+    records = read_results(tmp_path / "r.jsonl")[1]
+    assert {r["repository"] for r in records} == {"project", "project~2"}
+
+
+def test_changed_repository_is_refused(run: Run, project: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "project"
+    copy.mkdir()
+    for path in project.rglob("*.py"):
+        (copy / path.name).write_text(path.read_text())
+    run(FakeServer(), str(copy), "--arm", "stuffed")
+    for path in copy.glob("*.py"):
+        path.write_text("# changed\n" + path.read_text())
+    again = run(FakeServer(), str(copy), "--arm", "stuffed")
+    assert isinstance(again.exception, InvalidRequestError)
+    assert "texts" in str(again.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere/at/all"], "neither a directory nor an installed package"),
+        ([__file__], "is a file"),
+        (["PROJECT", "--arm", "random"], "--arm adapt"),
+        (["PROJECT", "--model", "other"], "give fake"),
+        (["PROJECT", "--json", "/nowhere/x.json"], "no directory to write to"),
+        (["PROJECT", "--unrelated", "/nowhere/x.py"], "can't be read"),
+        (["EMPTY"], "no Python file"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(
+    run: Run, project: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    places = {"PROJECT": str(project), "EMPTY": str(empty)}
+    server = FakeServer()
+    result = run(server, *[places.get(each, each) for each in arguments])
+    assert isinstance(result.exception, PonderError)
+    assert message in str(result.exception)
+    assert server.bodies("/v1/completions") == []
+
+
+def test_interrupt_says_how_to_go_on(
+    run: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = FakeServer()
+
+    def interrupt(request: httpx.Request) -> httpx.Response:
+        if len(server.requests) == 30:
+            raise KeyboardInterrupt
+        return real(request)
+
+    real = server.answer
+    monkeypatch.setattr(FakeServer, "transport", httpx.MockTransport(interrupt))
+    result = run(server, str(project))
+    assert isinstance(result.exception, PonderError)
+    assert "run the same command again" in str(result.exception)
+
+
+def test_failing_server_is_named_and_keeps_what_is_done(
+    run: Run, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = FakeServer()
+    real = server.answer
+
+    def fail(request: httpx.Request) -> httpx.Response:
+        if len(server.requests) == 30:
+            return httpx.Response(400, text="<html>proxy says no</html>")
+        return real(request)
+
+    monkeypatch.setattr(FakeServer, "transport", httpx.MockTransport(fail))
+    result = run(server, str(project))
+    assert isinstance(result.exception, PonderError)
+    assert "proxy says no" in str(result.exception)
+    assert len(read_results(tmp_path / "r.jsonl")[1]) > 5

@@ -1,0 +1,149 @@
+"""Result files: nothing finished is lost, and no two runs are mixed."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clients.results import Header, ResultFile, read_results
+from ponderttt.errors import InvalidRequestError, PonderError
+
+HEADER = Header(
+    kind="repo",
+    seed=1,
+    model="tiny",
+    base_url="http://here",
+    server_version="0.1.0",
+    settings={"files": 4, "arms": ["off", "policy@2"]},
+    key_fields=("task", "sample"),
+    metrics={"passed": "higher"},
+)
+
+
+def test_result_file_goes_on_where_it_ended(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "r.jsonl"
+    with ResultFile.open(path, HEADER) as results:
+        results.append({"task": "a", "sample": 0, "passed": True})
+    with ResultFile.open(path, replace(HEADER, base_url="http://there", started="later")) as again:
+        assert (again.resumed, again.done) == (1, {("a", 0)})
+        again.append({"task": "a", "sample": 1, "passed": False, "text": "é\n\ud800"})
+    header, records = read_results(path)
+    assert (header.base_url, header.settings) == ("http://here", HEADER.settings)
+    assert [record["sample"] for record in records] == [0, 1]
+
+
+@given(cut=st.integers(min_value=1, max_value=60))
+def test_line_cut_off_while_it_was_written_costs_only_its_unit(
+    tmp_path_factory: pytest.TempPathFactory, cut: int
+) -> None:
+    path = tmp_path_factory.mktemp("cut") / "r.jsonl"
+    with ResultFile.open(path, HEADER) as results:
+        for sample in range(3):
+            results.append({"task": "a", "sample": sample, "text": "x" * 60})
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert len(read_results(path)[1]) == 2
+    with ResultFile.open(path, HEADER) as again:
+        assert again.done == {("a", 0), ("a", 1)}
+        again.append({"task": "a", "sample": 2, "text": "again"})
+    assert [record["sample"] for record in read_results(path)[1]] == [0, 1, 2]
+
+
+def test_header_cut_off_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps(HEADER.as_dict())[:40])
+    with ResultFile.open(path, HEADER) as results:
+        assert results.resumed == 0
+    assert read_results(path)[0].model == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"seed": 2}, "seed 1, now 2"),
+        ({"model": "other"}, "model 'tiny', now 'other'"),
+        ({"settings": {"files": 5, "arms": ["off", "policy@2"]}}, "files 4, now 5"),
+        ({"settings": {"files": 4}}, "arms"),
+        ({"kind": "humaneval"}, "kind"),
+        ({"server_version": "0.2.0"}, "server_version"),
+    ],
+)
+def test_run_with_other_settings_is_refused_by_name(
+    tmp_path: Path, change: dict[str, object], named: str
+) -> None:
+    path = tmp_path / "r.jsonl"
+    ResultFile.open(path, HEADER).close()
+    before = path.read_bytes()
+    with pytest.raises(InvalidRequestError, match=named):
+        ResultFile.open(path, replace(HEADER, **change))  # type: ignore[arg-type]
+    assert path.read_bytes() == before
+    ResultFile.open(path, HEADER).close()
+
+
+@pytest.mark.parametrize("content", ["some notes\n", "[1, 2]\n", '{"a": 1}\n', "no end of line"])
+def test_file_of_another_sort_is_refused_and_left_alone(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text(content)
+    with pytest.raises(InvalidRequestError, match="no result file"):
+        ResultFile.open(path, HEADER)
+    assert path.read_text() == content
+
+
+def test_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with ResultFile.open(path, HEADER) as results:
+        results.append({"task": "a", "sample": 0})
+        results.append({"task": "b", "sample": 0})
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1][:5], lines[2]]) + "\n")
+    with pytest.raises(PonderError, match="line 2"):
+        read_results(path)
+
+
+def test_second_run_on_the_same_file_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with ResultFile.open(path, HEADER):
+        with pytest.raises(PonderError, match="another run"):
+            ResultFile.open(path, HEADER)
+        assert read_results(path)[1] == []
+    ResultFile.open(path, HEADER).close()
+
+
+def test_fresh_run_throws_the_old_records_away(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with ResultFile.open(path, replace(HEADER, seed=9)) as results:
+        results.append({"task": "a", "sample": 0})
+    ResultFile.open(path, HEADER, fresh=True).close()
+    assert (read_results(path)[0].seed, read_results(path)[1]) == (1, [])
+
+
+def test_records_from_many_threads_stay_whole(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with ResultFile.open(path, HEADER) as results:
+
+        def work(task: int) -> None:
+            for sample in range(5):
+                results.append({"task": task, "sample": sample, "text": "y" * 2000})
+
+        threads = [threading.Thread(target=work, args=(task,)) for task in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    keys = {(record["task"], record["sample"]) for record in read_results(path)[1]}
+    assert keys == {(task, sample) for task in range(4) for sample in range(5)}
+
+
+def test_missing_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="doesn't exist or is empty"):
+        read_results(tmp_path / "none.jsonl")
+
+
+def test_directory_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PonderError, match="can't be"):
+        ResultFile.open(tmp_path, HEADER)
