@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
+from fastapi.security import HTTPBearer
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ponderttt import __version__
 from ponderttt.engine.async_engine import AsyncEngine
+from server.auth import Authentication
 from server.body import BodyLimit
 from server.context import Context
 from server.errors import install_handlers
+from server.keys import KeyRing
 from server.metrics import Metrics
+from server.request_log import RequestLog
 from server.routes import adapt, chat, completions, health, models, sessions, tokens
 from server.settings import Settings
 
@@ -30,7 +34,10 @@ def create_app(engine: AsyncEngine, settings: Settings) -> FastAPI:
     Args:
         engine: not started yet; the application starts it, and stops it when it shuts down.
         settings: limits of requests, and how long the last ones get to finish.
+    Raises:
+        InvalidRequestError: the file of API keys is wrong.
     """
+    ring = KeyRing(settings.api_key_file) if settings.api_key_file is not None else None
     metrics = Metrics(engine.core.model_name, engine.stats)
     engine.core.observer = metrics
 
@@ -51,11 +58,16 @@ def create_app(engine: AsyncEngine, settings: Settings) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.context = Context(engine, settings, metrics)
-    for group in (completions, chat, sessions, adapt, models, tokens, health):
-        app.include_router(group.router)
+    # The middleware asks for the key; this is for the documentation.
+    bearer = [Security(HTTPBearer(auto_error=False))] if ring is not None else []
+    for group in (completions, chat, sessions, adapt, models, tokens):
+        app.include_router(group.router, dependencies=bearer)
+    app.include_router(health.router)
     install_handlers(app)
-    # The last one added is the outermost: refused bodies are counted, too.
+    # The last one added is the outermost: what is refused is counted and logged, too.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Authentication, ring=ring)
+    app.add_middleware(RequestLog)
     app.add_middleware(_CountAnswers, metrics=metrics)
     return app
 

@@ -167,7 +167,7 @@ class BodyLimit:
             return
         headers = Headers(scope=scope)
         declared = headers.get("content-length", "")
-        if declared.isdigit() and int(declared) > self._max_bytes:
+        if declared.isascii() and declared.isdigit() and int(declared) > self._max_bytes:
             if "expect" not in headers:
                 await _drain(receive)
             response = status_response(413, str(BodyTooLargeError(self._max_bytes)))

@@ -84,12 +84,18 @@ def _serve(settings: Settings) -> None:
     from ponderttt.engine.async_engine import AsyncEngine
     from ponderttt.engine.core import EngineCore
     from server.app import create_app
+    from server.auth import check_exposure
     from server.engine_config import engine_config
+    from server.keys import load_keys
+    from server.logs import log_config
     from server.runner import DrainingServer, base_url, bind
 
     # Before the model is loaded, which may take minutes.
     sock = bind(settings.host, settings.port)
     with sock:
+        check_exposure(sock, settings)
+        if settings.api_key_file is not None:
+            load_keys(settings.api_key_file)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         core = EngineCore.from_pretrained(
@@ -104,7 +110,9 @@ def _serve(settings: Settings) -> None:
         engine = AsyncEngine(core)
         config = uvicorn.Config(
             create_app(engine, settings),
-            log_level=settings.log_level,
+            log_config=log_config(settings.log_format, settings.log_level),
+            # Ours has more to say, see `RequestLog`.
+            access_log=False,
             lifespan="on",
             ws="none",
             timeout_graceful_shutdown=5,

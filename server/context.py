@@ -14,6 +14,7 @@ from ponderttt.engine.async_engine import AsyncEngine
 from ponderttt.errors import NotFoundError
 from server.events import Events, submit
 from server.metrics import Metrics
+from server.request_log import RequestRecord
 from server.settings import Settings
 
 
@@ -41,9 +42,12 @@ class Context:
                 "model", f"model {name!r} does not exist here; this server serves {served!r}"
             )
 
-    async def submit(self, requests: Sequence[engine_request.Request]) -> Events:
+    async def submit(
+        self, requests: Sequence[engine_request.Request], record: RequestRecord
+    ) -> Events:
         """Queue requests that belong together; PonderError where one of them is wrong."""
-        return await submit(self.engine, requests, self.metrics.rejected)
+        record.requests += len(requests)
+        return await submit(self.engine, requests, self.metrics.rejected, record.completed)
 
 
 def _context(request: Request) -> Context:

@@ -22,6 +22,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         max_model_len=settings.max_model_len,
         max_num_seqs=settings.max_num_seqs,
         max_waiting=settings.max_waiting,
+        max_wait_seconds=settings.max_wait_seconds,
         max_kv_tokens=settings.max_kv_tokens,
         prefix_cache_bytes=settings.prefix_cache_bytes,
         max_batch_tokens=settings.max_batch_tokens,

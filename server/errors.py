@@ -61,6 +61,8 @@ TABLE: tuple[tuple[type[PonderError], ErrorKind], ...] = (
 _INTERNAL = ErrorKind(500, "server_error", "internal_error")
 
 _BY_STATUS = {
+    401: ErrorKind(401, "invalid_request_error", "invalid_api_key"),
+    403: ErrorKind(403, "permission_error", "insufficient_scope"),
     404: ErrorKind(404, "not_found_error", "unknown_url"),
     405: ErrorKind(405, "invalid_request_error", "method_not_allowed"),
     413: ErrorKind(413, "invalid_request_error", "body_too_large"),
@@ -125,7 +127,7 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(PonderError)
     async def _ponder(request: Request, error: PonderError) -> JSONResponse:
         if describe(error)[0].status >= 500:
-            _LOG.error("%s %s: %s", request.method, request.url.path, error)
+            _LOG.error("%s %s: %s", request.method, request.scope["path"], error)
         return error_response(error)
 
     @app.exception_handler(RequestValidationError)
@@ -138,7 +140,8 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> JSONResponse:
-        where = f"{request.method} {request.url.path}"
+        # Not `request.url`, which a strange Host header can keep from being parsed.
+        where = f"{request.method} {request.scope['path']}"
         message = {
             404: f"there is no {where}; /docs lists what there is",
             405: f"{where} is not allowed; /docs lists what is",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from ponderttt.adaptation.params import TTTParams
 from ponderttt.engine.core import EngineCore
 from ponderttt.engine.resolve import ResolvedTTT, resolve_ttt
-from ponderttt.sessions.session import Session
+from ponderttt.errors import OverloadedError
+from ponderttt.sessions.session import Session, key_id_of
+from server.caller import Caller
 from server.schemas.session import ChunkCosts, CreateSession, SessionObject
 
 
@@ -20,18 +22,35 @@ def session_defaults(core: EngineCore, wanted: CreateSession) -> TTTParams:
     return defaults
 
 
-def describe_session(core: EngineCore, session: Session, *, in_list: bool = False) -> SessionObject:
+def check_quota(core: EngineCore, caller: Caller) -> None:
+    """Raise OverloadedError where the caller has as many sessions as they may have."""
+    limit = caller.max_sessions
+    if limit is None:
+        return
+    mine = sum(key_id_of(name) == caller.key_id for name in core.sessions.names())
+    if mine >= limit:
+        raise OverloadedError(
+            f"{mine} sessions of this key exist, and {limit} is the limit; delete one first",
+            retry_after=60.0,
+        )
+
+
+def describe_session(
+    core: EngineCore, session: Session, caller: Caller, *, in_list: bool = False
+) -> SessionObject:
     """A session with its settings in force.
 
     Args:
         core: the engine.
         session: one of its sessions.
+        caller: who asks, and has a name for it.
         in_list: leave out what has to be computed from the weights.
     """
     ttt = _in_force(core, session.defaults)
     return SessionObject.model_validate(
         {
-            "id": session.owner,
+            "id": caller.name_of(session),
+            "owner": session.key_id,
             "created": int(session.created),
             "last_used": int(session.last_used),
             "version": session.version,

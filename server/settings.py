@@ -31,6 +31,7 @@ from ponderttt.adaptation.params import (
     When,
 )
 from ponderttt.errors import InvalidRequestError
+from server.logs import LogFormat
 
 ENV_PREFIX = "PONDERTTT_"
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
@@ -141,6 +142,19 @@ class Settings(BaseSettings):
     max_waiting: int = _field(
         "Limits", 256, "Requests that may wait; more are answered with 429.", ge=1
     )
+    max_waiting_per_key: int | None = _field(
+        "Limits",
+        None,
+        "Requests of one API key that may wait, where the key file says nothing; by default half "
+        "of --max-waiting.",
+        ge=1,
+    )
+    max_wait_seconds: float = _field(
+        "Limits",
+        300.0,
+        "Seconds after which a request that still waits is answered with 429.",
+        gt=0,
+    )
     max_kv_tokens: int = _field(
         "Limits", 65536, "Positions of KV cache that running sequences share.", ge=1
     )
@@ -174,6 +188,13 @@ class Settings(BaseSettings):
         ge=1,
     )
     max_sessions: int = _field("Limits", 256, "Sessions kept at most.", ge=1)
+    max_sessions_per_key: int | None = _field(
+        "Limits",
+        None,
+        "Sessions of one API key, where the key file says nothing; by default half of "
+        "--max-sessions.",
+        ge=0,
+    )
     max_body_bytes: int = _field(
         "Limits", 8 * 1024 * 1024, "Bytes of a request's body; more are answered with 413.", ge=1024
     )
@@ -185,9 +206,31 @@ class Settings(BaseSettings):
     )
 
     host: str = _field("Server", "127.0.0.1", "Address to listen on.")
+    api_key_file: Path | None = _field(
+        "Server",
+        None,
+        "TOML file of API keys, as `ponderttt keys new` prints them; read again when it changes. "
+        "Without one everybody who reaches the server may use all of it.",
+    )
+    allow_unauthenticated: bool = _field(
+        "Server",
+        False,
+        "Listen without API keys on an address that other machines can reach.",
+    )
     port: int = _field("Server", 8000, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
     drain_seconds: float = _field(
         "Server", 30.0, "Seconds that running requests get to finish after SIGTERM.", ge=0
+    )
+    stalled_reader_seconds: float = _field(
+        "Server",
+        60.0,
+        "Seconds for which the reader of a stream may take nothing before it is cut off.",
+        gt=0,
+    )
+    log_format: LogFormat = _field(
+        "Server",
+        "text",
+        "Lines for people (text) or an object per line (json); neither holds prompts or answers.",
     )
     log_level: Literal["critical", "error", "warning", "info", "debug"] = _field(
         "Server", "info", "Least severity that is logged; from info on, every request is."
@@ -206,6 +249,23 @@ class Settings(BaseSettings):
         if policy is not None and not policy.expanduser().is_dir():
             raise ValueError(f"{policy} is not a directory; give one with policy.json")
         return policy.expanduser() if policy is not None else None
+
+    @property
+    def waiting_per_key(self) -> int:
+        """Requests that may wait of a key without a limit of its own."""
+        return self.max_waiting_per_key or max(self.max_waiting // 2, 1)
+
+    @property
+    def sessions_per_key(self) -> int:
+        """Sessions of a key without a limit of its own."""
+        if self.max_sessions_per_key is not None:
+            return self.max_sessions_per_key
+        return max(self.max_sessions // 2, 1)
+
+    @field_validator("api_key_file")
+    @classmethod
+    def _expand_user(cls, path: Path | None) -> Path | None:
+        return path.expanduser() if path is not None else None
 
     @field_validator("calibration")
     @classmethod

@@ -7,12 +7,13 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from sse_starlette.sse import EventSourceResponse
+from sse_starlette.sse import EventSourceResponse, SendTimeoutError
 from starlette.types import Receive, Scope, Send
 
 from ponderttt.errors import PonderError
 from server.errors import describe
 from server.events import Events
+from server.request_log import RequestRecord
 
 _LOG = logging.getLogger(__name__)
 
@@ -26,24 +27,37 @@ class EventResponse(EventSourceResponse):
     Args:
         objects: what to send; consumes `events`.
         events: closed in any case.
+        stalled_seconds: a reader who takes nothing for so long is cut off.
+        record: hears of what went wrong.
     """
 
-    def __init__(self, objects: AsyncGenerator[dict[str, Any], None], events: Events) -> None:
-        self._messages = _messages(objects)
+    def __init__(
+        self,
+        objects: AsyncGenerator[dict[str, Any], None],
+        events: Events,
+        stalled_seconds: float,
+        record: RequestRecord,
+    ) -> None:
+        self._messages = _messages(objects, record)
         self._events = events
-        super().__init__(self._messages, sep="\n")
+        self._record = record
+        super().__init__(self._messages, sep="\n", send_timeout=stalled_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send everything."""
         try:
             await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            # Without its end the connection is closed.
+            self._record.error = "stalled_reader"
+            _LOG.warning("nobody has read a stream for %g s; it is cut off", self.send_timeout)
         finally:
             await self._messages.aclose()
             await self._events.aclose()
 
 
 async def _messages(
-    objects: AsyncGenerator[dict[str, Any], None],
+    objects: AsyncGenerator[dict[str, Any], None], record: RequestRecord
 ) -> AsyncGenerator[dict[str, str], None]:
     try:
         async for each in objects:
@@ -52,7 +66,9 @@ async def _messages(
     except Exception as error:  # the status has been sent; this is the only way to tell
         if not isinstance(error, PonderError):
             _LOG.exception("a stream has failed")
-        yield {"event": "error", "data": _dump(describe(error)[1])}
+        kind, body = describe(error)
+        record.error = kind.code
+        yield {"event": "error", "data": _dump(body)}
     finally:
         await objects.aclose()
 

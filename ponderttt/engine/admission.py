@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 
 from ponderttt.adaptation.chunking import chunk_spans
 from ponderttt.adaptation.params import GateName, TTTParams
 from ponderttt.engine.config import EngineConfig
 from ponderttt.engine.detokenizer import IncrementalDetokenizer
 from ponderttt.engine.outputs import Event
+from ponderttt.engine.queue import FairQueue
 from ponderttt.engine.reader import Reader
-from ponderttt.engine.request import AdaptRequest, GenerateRequest, Request
+from ponderttt.engine.request import AdaptRequest, GenerateRequest, Request, Tenant
 from ponderttt.engine.resolve import for_documents, resolve_ttt
 from ponderttt.engine.sampler_state import SamplerState, check_logit_bias
 from ponderttt.engine.sequence import Group, Sequence, Span, Status
@@ -55,8 +56,11 @@ class Admission:
         self._max_model_len = max_model_len
         self._default_gate = default_gate
         self._has_policy = has_policy
-        self.waiting: deque[Group] = deque()
+        # Apart, so that no completion waits behind a document that takes minutes.
+        self._completions = FairQueue()
+        self._adapts = FairQueue()
         self.kv_reserved = 0
+        self._kv_adapting = 0  # the adapt requests' part of it
 
     # --- checking: reads only, so that any thread may call it -----------------------------------
 
@@ -144,55 +148,119 @@ class Admission:
         """Let the request wait its turn.
 
         Raises:
-            OverloadedError: the queue is full.
+            OverloadedError: the queue is full, or its tenant's part of it.
         """
-        if len(self.waiting) >= self._config.max_waiting:
+        self.check_room(group.request.tenant)
+        self._queue(group).append(group)
+
+    def check_room(self, tenant: Tenant, arriving: int = 0, arriving_of_tenant: int = 0) -> None:
+        """Raise OverloadedError where no further request may wait; from any thread.
+
+        Args:
+            tenant: who asks.
+            arriving, arriving_of_tenant: requests on their way to the queue: all, and theirs.
+        """
+        if self.waiting + arriving >= self._config.max_waiting:
             raise OverloadedError(
                 f"{self._config.max_waiting} requests are waiting, which is the limit; retry later"
             )
-        self.waiting.append(group)
+        theirs = self._completions.count(tenant.id) + self._adapts.count(tenant.id)
+        if tenant.max_waiting is not None and theirs + arriving_of_tenant >= tenant.max_waiting:
+            raise OverloadedError(
+                f"{tenant.max_waiting} requests of yours are waiting, which is the limit for one "
+                "key; retry later"
+            )
 
-    def admit(self, running: int) -> Group | None:
-        """Start the first waiting request if there is room for it beside `running` sequences.
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue; from any thread."""
+        return len(self._completions) + len(self._adapts)
+
+    def queued(self) -> list[Group]:
+        """All requests that wait."""
+        return [*self._completions, *self._adapts]
+
+    def forget(self, group: Group) -> bool:
+        """Take a request off the queue; whether it was there."""
+        queue = self._queue(group)
+        if group not in queue:
+            return False
+        queue.remove(group)
+        return True
+
+    def overdue(self) -> list[tuple[Group, OverloadedError]]:
+        """Take off the queue what has waited too long, each with what to tell its caller."""
+        limit = self._config.max_wait_seconds
+        if limit is None:
+            return []
+        then = time.monotonic() - limit
+        late = [*self._completions.older_than(then), *self._adapts.older_than(then)]
+        for group in late:
+            self._queue(group).remove(group)
+        message = f"the request has waited {limit:g} s, which is the limit; retry later"
+        return [(group, OverloadedError(message)) for group in late]
+
+    def next(self, running: Iterable[Group]) -> Group | None:
+        """The waiting request whose turn it is, if there is a place for it beside `running`."""
+        places = self._config.max_num_seqs
+        adapting = 0
+        for group in running:
+            if group.is_adapt:
+                adapting += 1
+            elif not group.background:
+                places -= max(len(group.sequences), _sequences(group.request))
+        if (head := self._completions.head) is not None and _sequences(head.request) <= places:
+            return head
+        return self._adapts.head if adapting < self._config.max_adapting else None
+
+    def admit(self, group: Group) -> bool:
+        """Start the request that `next` has named; False where memory or slots are in use.
 
         Raises:
-            NotFoundError: its session was deleted while it waited; it is taken off the queue.
+            NotFoundError: its session was deleted while it waited.
         """
-        if not self.waiting:
-            return None
-        group = self.waiting[0]
-        request = group.request
         if group.session is not None and not group.session.ephemeral:
             self._check_session_lives(group)
-        count = request.sampling.n if isinstance(request, GenerateRequest) else 1
-        need = self._reservation(group) * count
-        if running + count > self._config.max_num_seqs:
-            return None
-        if self.kv_reserved + need > self._config.max_kv_tokens and self.kv_reserved > 0:
-            return None
+        need = self._reservation(group) * _sequences(group.request)
+        if not self._has_kv_room(group, need):
+            return False
         if group.session is None and self._needs_weights(group):
             group.session = self._sessions.create_ephemeral(group.id)
         if group.session is not None and not self._sessions.acquire(group.session):
-            return None
-        self.waiting.popleft()
+            return False
+        self._queue(group).take(group)
         try:
             self._start(group, need)
         except Exception:
             self.release(group)
             raise
-        return group
+        return True
+
+    def _queue(self, group: Group) -> FairQueue:
+        return self._adapts if group.is_adapt else self._completions
+
+    def _has_kv_room(self, group: Group, need: int) -> bool:
+        config = self._config
+        adapting = self._kv_adapting + need
+        if group.is_adapt and self._kv_adapting and adapting > config.max_adapting_kv_tokens:
+            return False
+        return self.kv_reserved == 0 or self.kv_reserved + need <= config.max_kv_tokens
 
     def _check_session_lives(self, group: Group) -> None:
         session = group.session
-        if session is None or session.id is None:
+        if session is None or session.ephemeral:
             return
         if (
-            session.id not in self._sessions.names()
-            or self._sessions.get(session.id) is not session
+            session.owner not in self._sessions.names()
+            or self._sessions.get(session.owner) is not session
         ):
-            self.waiting.popleft()
             group.session = None
             raise NotFoundError("ttt.session", f"session {session.id!r} was deleted meanwhile")
+
+    @property
+    def _window(self) -> int:
+        """Tokens of a document that are read in one go."""
+        return min(self._max_model_len, self._config.max_adapting_kv_tokens)
 
     def _needs_weights(self, group: Group) -> bool:
         return group.ttt.learns_prompt or group.ttt.learns_generated
@@ -202,14 +270,15 @@ class Admission:
         request = group.request
         if isinstance(request, GenerateRequest):
             return len(request.prompt_ids) + request.sampling.max_tokens
-        return min(max(len(d) for d in request.documents), self._max_model_len)
+        return min(max(len(d) for d in request.documents), self._window)
 
     def _start(self, group: Group, reserve: int) -> None:
         group.reserved = reserve
         self.kv_reserved += reserve
         request = group.request
         if isinstance(request, AdaptRequest):
-            size = self._max_model_len
+            self._kv_adapting += reserve
+            size = self._window
             group.windows.extend(
                 (number, document[at : at + size])
                 for number, document in enumerate(request.documents)
@@ -272,10 +341,15 @@ class Admission:
     def release(self, group: Group) -> None:
         """Give back what the request held."""
         self.kv_reserved -= group.reserved
+        self._kv_adapting -= group.reserved if group.is_adapt else 0
         group.reserved = 0
         group.sequences = []
         if group.session is not None:
             self._sessions.release(group.session)
+
+
+def _sequences(request: Request) -> int:
+    return request.sampling.n if isinstance(request, GenerateRequest) else 1
 
 
 def _unasked(request: Request) -> TTTParams:

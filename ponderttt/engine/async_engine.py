@@ -12,16 +12,22 @@ from contextlib import suppress
 from typing import TypeVar
 
 from ponderttt.engine.core import EngineCore, EngineStats
-from ponderttt.engine.outputs import DoneEvent, ErrorEvent, Event
+from ponderttt.engine.outputs import DoneEvent, ErrorEvent, Event, TokenEvent
 from ponderttt.engine.request import Request
 from ponderttt.errors import OverloadedError, UnavailableError
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 
+#: Events of one request that wait to be read one by one; the tokens of further ones are joined.
+MAX_PENDING_EVENTS = 256
+
 
 class EventStream:
     """The events of one request, in order; closing it before the last one aborts the request.
+
+    The engine never waits for a reader. When one falls behind, the tokens it has not taken yet are
+    joined into few events, so that a slow reader costs no more than the text itself.
 
     Args:
         abort: called when the stream is closed early.
@@ -29,17 +35,28 @@ class EventStream:
 
     def __init__(self, abort: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._events: deque[Event] = deque()
+        self._news = asyncio.Event()
         self._abort = abort
         self._ended = False
 
     def put(self, event: Event) -> None:
         """Hand over an event, from any thread."""
         try:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
+            self._loop.call_soon_threadsafe(self._take_in, event)
         except RuntimeError:
             # The caller's loop is closed: nobody is left to hear.
             self._abort()
+
+    def _take_in(self, event: Event) -> None:
+        self._news.set()
+        if isinstance(event, TokenEvent) and len(self._events) >= MAX_PENDING_EVENTS:
+            for place in range(len(self._events) - 1, -1, -1):
+                earlier = self._events[place]
+                if isinstance(earlier, TokenEvent) and earlier.index == event.index:
+                    self._events[place] = earlier.joined(event)
+                    return
+        self._events.append(event)
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self
@@ -48,7 +65,10 @@ class EventStream:
         if self._ended:
             raise StopAsyncIteration
         try:
-            event = await self._queue.get()
+            while not self._events:
+                self._news.clear()
+                await self._news.wait()
+            event = self._events.popleft()
         except asyncio.CancelledError:
             await self.aclose()
             raise
@@ -74,7 +94,8 @@ class AsyncEngine:
         self.failure: BaseException | None = None
         self.draining = False
         self._inbox: deque[Callable[[], None]] = deque()
-        self._arriving: set[str] = set()  # requests in the inbox, not yet in the core's queue
+        # Requests in the inbox, not yet in the core's queue, and whose they are.
+        self._arriving: dict[str, str | None] = {}
         self._lock = threading.Lock()  # between posting a job and closing the inbox
         self._closed = False
         self._wake = threading.Event()
@@ -108,11 +129,9 @@ class AsyncEngine:
             UnavailableError: not started, draining or failed.
         """
         self._check_ready()
-        if self.core.waiting + len(self._arriving) >= self.core.config.max_waiting:
-            raise OverloadedError(
-                f"{self.core.config.max_waiting} requests are waiting, which is the limit; "
-                "retry later"
-            )
+        tenant = request.tenant
+        arriving = list(self._arriving.values())
+        self.core.check_room(tenant, len(arriving), arriving.count(tenant.id))
         stream = EventStream(lambda: self._abort(request.request_id))
         group = self.core.prepare(request, stream.put)
 
@@ -121,9 +140,9 @@ class AsyncEngine:
                 self.core.enqueue(group)
             except OverloadedError as error:
                 stream.put(ErrorEvent(error))
-            self._arriving.discard(request.request_id)
+            self._arriving.pop(request.request_id, None)
 
-        self._arriving.add(request.request_id)
+        self._arriving[request.request_id] = tenant.id
         self._post(enqueue)
         return stream
 

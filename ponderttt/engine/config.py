@@ -62,6 +62,7 @@ class EngineConfig:
             most 8192.
         max_num_seqs: sequences that run at once.
         max_waiting: requests that may wait; more are refused.
+        max_wait_seconds: after which a request that still waits is refused; None: never.
         max_kv_tokens: positions that all running sequences may reserve together; each takes the
             keys and values of all blocks, and a hidden state (two in a request that learns).
         prefix_cache_bytes: what is kept of prefixes read before, beside the positions above; on
@@ -81,6 +82,7 @@ class EngineConfig:
     max_model_len: int | None = None
     max_num_seqs: int = 16
     max_waiting: int = 256
+    max_wait_seconds: float | None = None
     max_kv_tokens: int = 65536
     prefix_cache_bytes: int = 1 << 30
     max_batch_tokens: int = 2048
@@ -100,6 +102,11 @@ class EngineConfig:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InvalidRequestError(name, f"{getattr(self, name)} is below 1")
+        if self.max_wait_seconds is not None and not self.max_wait_seconds > 0.0:
+            raise InvalidRequestError(
+                "max_wait_seconds",
+                f"{self.max_wait_seconds} is not above 0; leave it out for no end",
+            )
         if self.prefix_cache_bytes < 0:
             raise InvalidRequestError(
                 "prefix_cache_bytes", f"{self.prefix_cache_bytes} is below 0; 0 turns it off"
@@ -112,6 +119,20 @@ class EngineConfig:
             raise InvalidRequestError("busy_batch_tokens", "exceeds max_batch_tokens")
         if self.ttt.chunk_size > MAX_CHUNK:
             raise InvalidRequestError("chunk_size", f"exceeds {MAX_CHUNK}")
+
+    @property
+    def max_adapting(self) -> int:
+        """Adapt requests that run at once, beside `max_num_seqs` sequences that generate.
+
+        They run for minutes, so completions never wait for one to end: adapt requests have places
+        of their own, half of the bank's slots at most, and half of the positions of KV cache.
+        """
+        return max(min(self.max_num_seqs, self.adapter_slots) // 2, 1)
+
+    @property
+    def max_adapting_kv_tokens(self) -> int:
+        """Positions of KV cache that adapt requests may reserve together."""
+        return max(self.max_kv_tokens // 2, 1)
 
 
 def served_name(model: str) -> str:

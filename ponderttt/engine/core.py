@@ -34,7 +34,7 @@ from ponderttt.engine.prefix_cache import PrefixCache, PrefixCounts
 from ponderttt.engine.prefix_reuse import PrefixReuse
 from ponderttt.engine.reader import Reader
 from ponderttt.engine.report import ttt_report
-from ponderttt.engine.request import GenerateRequest, Request
+from ponderttt.engine.request import Request, Tenant
 from ponderttt.engine.scheduler import Plan, PrefillPlan, Scheduler
 from ponderttt.engine.sequence import Group, Sequence, Status
 from ponderttt.errors import NotFoundError
@@ -208,9 +208,9 @@ class EngineCore:
 
     def abort(self, request_id: str) -> None:
         """Forget a request; an update of it that is not committed is dropped."""
-        for group in list(self._admission.waiting):
+        for group in self._admission.queued():
             if group.id == request_id:
-                self._admission.waiting.remove(group)
+                self._admission.forget(group)
                 self._note_end(group, "abort")
         for group in list(self._running):
             if group.id == request_id and not group.background:
@@ -221,10 +221,8 @@ class EngineCore:
 
     def abort_all(self, error: Exception) -> None:
         """End every request with an error."""
-        while self._admission.waiting:
-            group = self._admission.waiting.popleft()
-            group.sink(ErrorEvent(error))
-            self._note_end(group, "error")
+        for group in self._admission.queued():
+            self._refuse(group, error)
         for group in list(self._running):
             try:
                 self._fail(group, error)
@@ -255,7 +253,11 @@ class EngineCore:
     @property
     def waiting(self) -> int:
         """Requests in the queue; from any thread."""
-        return len(self._admission.waiting)
+        return self._admission.waiting
+
+    def check_room(self, tenant: Tenant, arriving: int = 0, arriving_of_tenant: int = 0) -> None:
+        """Whether another request may wait; from any thread. See `Admission.check_room`."""
+        self._admission.check_room(tenant, arriving, arriving_of_tenant)
 
     @property
     def has_work(self) -> bool:
@@ -272,7 +274,7 @@ class EngineCore:
         interactive = [g for g in self._running if not g.background]
         return EngineStats(
             running=sum(s.status is not Status.FINISHED for g in interactive for s in g.sequences),
-            waiting=len(self._admission.waiting),
+            waiting=self._admission.waiting,
             background=len(self._running) - len(interactive),
             kv_tokens=self._admission.kv_reserved,
             kv_capacity=self.config.max_kv_tokens,
@@ -356,23 +358,24 @@ class EngineCore:
             self.prefixes.cache.clear()
 
     def _admit(self) -> None:
-        while self._admission.waiting:
-            group = self._admission.waiting[0]
-            running = sum(
-                max(len(g.sequences), _asked(g)) for g in self._running if not g.background
-            )
+        for group, reason in self._admission.overdue():
+            self._refuse(group, reason)
+        while (candidate := self._admission.next(self._running)) is not None:
             try:
-                if self._admission.admit(running) is None:
+                if not self._admission.admit(candidate):
                     return
             except Exception as error:  # its session was deleted, or there is no memory for it
                 if not isinstance(error, NotFoundError):
-                    _LOG.exception("request %s cannot start", group.id)
-                if group in self._admission.waiting:
-                    self._admission.waiting.remove(group)
-                group.sink(ErrorEvent(error))
-                self._note_end(group, "error")
+                    _LOG.exception("request %s cannot start", candidate.id)
+                self._refuse(candidate, error)
                 continue
-            self._running.append(group)
+            self._running.append(candidate)
+
+    def _refuse(self, group: Group, error: Exception) -> None:
+        """End a request that has not begun."""
+        self._admission.forget(group)
+        group.sink(ErrorEvent(error))
+        self._note_end(group, "error")
 
     def _note_version(self, group: Group) -> None:
         """What a request begins to read: others may have taught its session while it waited."""
@@ -443,8 +446,3 @@ class EngineCore:
     def _note_end(self, group: Group, outcome: str, generated: int = 0) -> None:
         seconds = time.monotonic() - group.request.arrival
         self._observer.finished(outcome, group.prompt_tokens, generated, seconds)
-
-
-def _asked(group: Group) -> int:
-    request = group.request
-    return request.sampling.n if isinstance(request, GenerateRequest) else 1

@@ -115,6 +115,16 @@ class TokenEvent:
     logprobs: tuple[SampledToken, ...]
     offsets: tuple[int, ...]
 
+    def joined(self, later: TokenEvent) -> TokenEvent:
+        """This event and a later one of the same sequence as one."""
+        return TokenEvent(
+            self.index,
+            self.text + later.text,
+            self.token_ids + later.token_ids,
+            self.logprobs + later.logprobs,
+            self.offsets + later.offsets,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class FinishEvent:

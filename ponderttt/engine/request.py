@@ -16,6 +16,19 @@ def new_request_id() -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who asks, as far as sharing the engine fairly is concerned.
+
+    Args:
+        id: requests of one id wait in one line; None: of everybody who is not known by name.
+        max_waiting: requests of theirs that may wait; None: as many as the queue takes.
+    """
+
+    id: str | None = None
+    max_waiting: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """One prompt to continue (n times).
 
@@ -25,6 +38,7 @@ class GenerateRequest:
         ttt: test-time training; None: the server's default gate, weights for this request only.
         request_id: unique.
         arrival: seconds of the monotonic clock.
+        tenant: who asks.
     """
 
     prompt_ids: tuple[int, ...]
@@ -32,6 +46,7 @@ class GenerateRequest:
     ttt: TTTParams | None = None
     request_id: str = field(default_factory=new_request_id)
     arrival: float = field(default_factory=time.monotonic)
+    tenant: Tenant = field(default_factory=Tenant)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +58,14 @@ class AdaptRequest:
         ttt: names the session.
         request_id: unique.
         arrival: seconds of the monotonic clock.
+        tenant: who asks.
     """
 
     documents: tuple[tuple[int, ...], ...]
     ttt: TTTParams
     request_id: str = field(default_factory=new_request_id)
     arrival: float = field(default_factory=time.monotonic)
+    tenant: Tenant = field(default_factory=Tenant)
 
 
 Request = GenerateRequest | AdaptRequest

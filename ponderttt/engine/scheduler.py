@@ -16,6 +16,10 @@ from ponderttt.engine.sequence import Group, PendingWrite, Sequence, Status
 # Prefills may pass over waiting writes this often, to fill the batch of the next write.
 _PATIENCE = 2
 
+# Adapt requests may be passed over this often in favour of completions that have text to read or
+# to learn.
+_ADAPT_PATIENCE = 4
+
 # Rows of a prompt below which a piece is not worth a phase.
 _LEAST_PIECE = 64
 
@@ -55,6 +59,7 @@ class Scheduler:
         self._config = config
         self._owed_to_decode = 0.0
         self._writes_passed_over = 0
+        self._adapts_passed_over = 0
         self._replayed = False
 
     def next(self, groups: Iterable[Group]) -> Plan | None:
@@ -78,12 +83,11 @@ class Scheduler:
             self._owed_to_decode = seconds * share / (1.0 - share)
 
     def _plan(self, groups: list[Group], *, background: bool = False) -> Plan | None:
-        free = [s for g in groups if g.write is None for s in g.sequences]
-        decoding = tuple(s for s in free if s.status is Status.DECODE)
-        prefilling = [s for s in free if s.status is Status.PREFILL]
-        writing = _writable(groups)
-        if decoding and (self._owed_to_decode > 0.0 or not (prefilling or writing)):
+        decoding = tuple(_free(groups, Status.DECODE))
+        if decoding and (self._owed_to_decode > 0.0 or not any(map(_has_text, groups))):
             return DecodePlan(decoding)
+        groups = self._without_adapts(groups)
+        prefilling, writing = _free(groups, Status.PREFILL), _writable(groups)
         # A request that arrives in idle time waits for the phase that runs; keep it short.
         small = bool(decoding) or background
         room = self._config.busy_batch_tokens if small else self._config.max_batch_tokens
@@ -94,6 +98,17 @@ class Scheduler:
             self._writes_passed_over += bool(writing)
             return self._fill_prefill(prefilling, room)
         return None
+
+    def _without_adapts(self, groups: list[Group]) -> list[Group]:
+        """Who may read or learn next: adapt requests give way to completions, but not for ever."""
+        adapting = [g for g in groups if g.is_adapt and _has_text(g)]
+        waited_for = any(not g.is_adapt and _has_text(g) for g in groups)
+        if not (adapting and waited_for) or self._adapts_passed_over >= _ADAPT_PATIENCE:
+            self._adapts_passed_over = 0
+            return groups
+        self._adapts_passed_over += 1
+        # An update that has begun holds its session; let it finish.
+        return [g for g in groups if not g.is_adapt or _has_begun(g.write)]
 
     def _fill_prefill(self, sequences: list[Sequence], room: int) -> PrefillPlan:
         replays = sequences[0].replays
@@ -112,6 +127,16 @@ class Scheduler:
             pieces.append((sequence, count))
             room -= count
         return PrefillPlan(tuple(pieces))
+
+
+def _free(groups: Iterable[Group], status: Status) -> list[Sequence]:
+    """Sequences in this state whose request does not wait for an update."""
+    return [s for g in groups if g.write is None for s in g.sequences if s.status is status]
+
+
+def _has_text(group: Group) -> bool:
+    """Whether the request has something to read or to learn."""
+    return group.write is not None or any(s.status is Status.PREFILL for s in group.sequences)
 
 
 def _oldest_of_each_session(groups: Iterable[Group]) -> list[Group]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
-import uuid
 
 import torch
 
 from ponderttt.adaptation.params import TTTParams
 from ponderttt.errors import ConflictError, NotFoundError, OverloadedError
 from ponderttt.fast_weights.bank import BASE_SLOT, AdapterBank, AdapterState
-from ponderttt.sessions.session import Session, check_session_id
+from ponderttt.sessions.session import Session, check_session_id, new_session_id, plain_name
 
 
 class SessionManager:
@@ -59,10 +58,12 @@ class SessionManager:
 
     def _new_name(self, name: str | None) -> str:
         if name is None:
-            name = f"session-{uuid.uuid4().hex[:12]}"
+            name = new_session_id()
         check_session_id("id", name)
         if name in self._sessions:
-            raise ConflictError("id", f"session {name!r} exists already; choose another id")
+            raise ConflictError(
+                "id", f"session {plain_name(name)!r} exists already; choose another id"
+            )
         if len(self._sessions) >= self._max_sessions:
             raise OverloadedError(
                 f"{self._max_sessions} sessions exist, which is the limit; delete one first",
@@ -75,7 +76,8 @@ class SessionManager:
         session = self._sessions.get(name)
         if session is None:
             raise NotFoundError(
-                "session", f"session {name!r} does not exist; create it with POST /v1/sessions"
+                "session",
+                f"session {plain_name(name)!r} does not exist; create it with POST /v1/sessions",
             )
         return session
 
@@ -88,7 +90,9 @@ class SessionManager:
         """
         session = self.get(name)
         if session.pins:
-            raise ConflictError("session", f"session {name!r} is in use by {session.pins} requests")
+            raise ConflictError(
+                "session", f"session {plain_name(name)!r} is in use by {session.pins} requests"
+            )
         if session.slot != BASE_SLOT:
             self._bank.release(session.slot, session.owner)
         del self._sessions[name]

@@ -11,40 +11,42 @@ from ponderttt.engine.request import AdaptRequest
 from ponderttt.errors import InvalidRequestError
 from ponderttt.models.tokenizer import Tokenizer
 from server.adaptation import Lesson, stream_lesson, teach
+from server.caller import CallerDep
 from server.context import ContextDep
 from server.disconnect import ClientGoneError, while_connected
 from server.routes.common import (
     ERRORS,
     StrictRoute,
+    event_response,
     json_response,
     own_field_names,
     streamed,
 )
 from server.schemas.session import AdaptBody, AdaptReport, Document
-from server.sse import EventResponse
 
 router = APIRouter(tags=["sessions"], route_class=StrictRoute, responses=ERRORS)
 
 
 @router.post("/v1/sessions/{session_id}/adapt", responses=streamed(AdaptReport))
 async def adapt(
-    session_id: str, body: AdaptBody, request: Request, context: ContextDep
+    session_id: str, body: AdaptBody, request: Request, context: ContextDep, caller: CallerDep
 ) -> Response:
     """Teach a session documents of any length, chunk by chunk."""
-    engine = context.engine
+    engine, name = context.engine, caller.session(session_id)
     # Before the work of encoding: is there anybody to teach?
-    await engine.call(lambda core: core.sessions.get(session_id))
+    await engine.call(lambda core: core.sessions.get(name))
     with own_field_names():
-        ttt = body.params(session_id)
+        ttt = body.params(name)
     documents = await asyncio.to_thread(_encode, engine.core.tokenizer, body.documents)
     with own_field_names():
-        events = await context.submit([AdaptRequest(tuple(documents), ttt)])
+        asked = AdaptRequest(tuple(documents), ttt, tenant=caller.tenant(name))
+        events = await context.submit([asked], caller.record)
     lesson = Lesson(
         [document.path for document in body.documents],
         [len(document) for document in documents],
     )
     if body.stream:
-        return EventResponse(stream_lesson(lesson, events), events)
+        return await event_response(request, context, events, stream_lesson(lesson, events))
     try:
         report = await while_connected(request, teach(lesson, events))
     except ClientGoneError:

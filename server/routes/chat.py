@@ -7,6 +7,7 @@ import asyncio
 from fastapi import APIRouter, Request, Response
 
 from ponderttt.engine.request import GenerateRequest
+from server.caller import CallerDep
 from server.context import ContextDep
 from server.prompts import Prompt, check_bytes, check_length, check_room, check_token_ids
 from server.replies import ChatReply, Head
@@ -18,12 +19,13 @@ router = APIRouter(tags=["completions"], route_class=StrictRoute, responses=ERRO
 
 @router.post("/v1/chat/completions", responses=streamed(ChatResponse))
 async def create_chat_completion(
-    body: ChatRequest, request: Request, context: ContextDep
+    body: ChatRequest, request: Request, context: ContextDep, caller: CallerDep
 ) -> Response:
     """Answer a chat, written out by the model's own chat template."""
     context.check_model(body.model)
     body.check_supported()
-    ttt = body.ttt.params(body.ttt.session) if body.ttt is not None else None
+    with session_in_ttt():
+        ttt = caller.params(body.ttt)
     core = context.engine.core
     messages = [message.for_template() for message in body.messages]
     texts = [message["content"] for message in messages]
@@ -40,12 +42,21 @@ async def create_chat_completion(
     sampling = body.sampling(new_tokens, logprobs)
     check_token_ids("stop_token_ids", sampling.stop_token_ids, core.tokenizer.vocab_size)
     with session_in_ttt():
-        events = await context.submit([GenerateRequest(prompt.ids, sampling, ttt)])
+        tenant = caller.tenant(ttt.session if ttt is not None else None)
+        asked = GenerateRequest(prompt.ids, sampling, ttt, tenant=tenant)
+        events = await context.submit([asked], caller.record)
     reply = ChatReply(
         Head.new("chatcmpl", core.model_name), core.tokenizer, logprobs=bool(body.logprobs)
     )
     return await answer(
-        request, reply, events, 1, sampling.n, stream=bool(body.stream), usage=body.usage_wanted
+        request,
+        reply,
+        context,
+        events,
+        1,
+        sampling.n,
+        stream=bool(body.stream),
+        usage=body.usage_wanted,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from ponderttt.errors import InvalidRequestError, NotFoundError
 from server.body import StrictRoute
 from server.collect import collect
+from server.context import Context
 from server.disconnect import ClientGoneError, while_connected
 from server.events import Events
 from server.replies import Reply
@@ -21,7 +22,7 @@ from server.sse import EventResponse
 from server.stream import stream_reply
 
 __all__ = [
-    "ERRORS", "StrictRoute", "answer", "json_response", "own_field_names",
+    "ERRORS", "StrictRoute", "answer", "event_response", "json_response", "own_field_names",
     "session_in_ttt", "streamed",
 ]  # fmt: skip
 
@@ -62,6 +63,7 @@ def json_response(model: ResponseModel, status_code: int = 200) -> Response:
 async def answer(
     request: Request,
     reply: Reply,
+    context: Context,
     events: Events,
     prompts: int,
     n: int,
@@ -74,13 +76,16 @@ async def answer(
     Args:
         request: whose disconnect aborts the call.
         reply: the form of the answer.
+        context: the server.
         events: of all its prompts.
         prompts, n: number of requests, and of sequences in each.
         stream: send pieces as they come.
         usage: end a stream with the number of tokens.
     """
     if stream:
-        return EventResponse(stream_reply(reply, events, prompts, n, usage), events)
+        return await event_response(
+            request, context, events, stream_reply(reply, events, prompts, n, usage)
+        )
     try:
         outcome = await while_connected(request, collect(events, prompts, n))
     except ClientGoneError:
@@ -90,6 +95,28 @@ async def answer(
         await events.aclose()
     # Spelling thousands of tokens takes a while.
     return await asyncio.to_thread(lambda: json_response(reply.whole(outcome)))
+
+
+async def event_response(
+    request: Request,
+    context: Context,
+    events: Events,
+    objects: AsyncGenerator[dict[str, Any], None],
+) -> Response:
+    """Answer with a stream of `objects`, which consumes `events`, once there is something to say.
+
+    What is refused while it waits gets its status that way, which clients know how to handle.
+    """
+    try:
+        await while_connected(request, events.begin())
+    except BaseException as error:
+        await objects.aclose()
+        await events.aclose()
+        if isinstance(error, ClientGoneError):
+            return Response(status_code=499)
+        raise
+    record = request.scope["state"]["record"]
+    return EventResponse(objects, events, context.settings.stalled_reader_seconds, record)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from ponderttt.engine.request import GenerateRequest
 from ponderttt.engine.sampling_params import SamplingParams
 from ponderttt.errors import InvalidRequestError
+from server.caller import CallerDep
 from server.context import ContextDep
 from server.prompts import check_room, check_token_ids, encode_prompts
 from server.replies import CompletionReply, Head
@@ -23,21 +24,24 @@ _MAX_TOKENS = 16
 
 @router.post("/v1/completions", responses=streamed(CompletionResponse))
 async def create_completion(
-    body: CompletionRequest, request: Request, context: ContextDep
+    body: CompletionRequest, request: Request, context: ContextDep, caller: CallerDep
 ) -> Response:
     """Continue prompts, or fill in between prompt and suffix, while learning from them."""
     context.check_model(body.model)
     sampling = _sampling(body)
-    ttt = body.ttt.params(body.ttt.session) if body.ttt is not None else None
+    with session_in_ttt():
+        ttt = caller.params(body.ttt)
     core = context.engine.core
     check_token_ids("stop_token_ids", sampling.stop_token_ids, core.tokenizer.vocab_size)
     prompts = await asyncio.to_thread(
-        encode_prompts, core.tokenizer, body, core.config.max_waiting, core.max_model_len
+        encode_prompts, core.tokenizer, body, caller.max_waiting, core.max_model_len
     )
     for prompt in prompts:
         check_room(prompt, sampling.max_tokens, core.max_model_len, "max_tokens")
     with session_in_ttt():
-        events = await context.submit([GenerateRequest(p.ids, sampling, ttt) for p in prompts])
+        tenant = caller.tenant(ttt.session if ttt is not None else None)
+        asked = [GenerateRequest(p.ids, sampling, ttt, tenant=tenant) for p in prompts]
+        events = await context.submit(asked, caller.record)
     reply = CompletionReply(
         Head.new("cmpl", core.model_name),
         core.tokenizer,
@@ -48,6 +52,7 @@ async def create_completion(
     return await answer(
         request,
         reply,
+        context,
         events,
         len(prompts),
         sampling.n,

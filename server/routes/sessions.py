@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from ponderttt.engine.core import EngineCore
+from server.caller import CallerDep
 from server.context import ContextDep
 from server.routes.common import ERRORS, StrictRoute, json_response, own_field_names
 from server.schemas.session import (
@@ -22,7 +23,7 @@ from server.schemas.session import (
     SessionList,
     SessionObject,
 )
-from server.session_objects import describe_session, session_defaults
+from server.session_objects import check_quota, describe_session, session_defaults
 
 router = APIRouter(
     prefix="/v1/sessions", tags=["sessions"], route_class=StrictRoute, responses=ERRORS
@@ -31,64 +32,82 @@ router = APIRouter(
 
 @router.post("", status_code=201, response_model=SessionObject)
 async def create_session(
-    context: ContextDep, body: Annotated[CreateSession | None, Body()] = None
+    context: ContextDep, caller: CallerDep, body: Annotated[CreateSession | None, Body()] = None
 ) -> Response:
     """A session that has learned nothing yet."""
     wanted = body or CreateSession.model_validate({})
 
+    name = caller.new_session(wanted.id)
+
     def create(core: EngineCore) -> SessionObject:
         with own_field_names():
             defaults = session_defaults(core, wanted)
-        return describe_session(core, core.sessions.create(wanted.id, defaults))
+        check_quota(core, caller)
+        return describe_session(core, core.sessions.create(name, defaults), caller)
 
     return json_response(await context.engine.call(create), 201)
 
 
 @router.get("")
-async def list_sessions(context: ContextDep) -> SessionList:
-    """All sessions, without `norm` and `digest`."""
+async def list_sessions(context: ContextDep, caller: CallerDep) -> SessionList:
+    """The caller's sessions (an administrator's: all), without `norm` and `digest`."""
 
     def describe_all(core: EngineCore) -> list[SessionObject]:
-        sessions = [core.sessions.get(name) for name in core.sessions.names()]
-        return [describe_session(core, session, in_list=True) for session in sessions]
+        names = filter(caller.sees, core.sessions.names())
+        sessions = [core.sessions.get(name) for name in names]
+        return [describe_session(core, session, caller, in_list=True) for session in sessions]
 
     return SessionList(data=await context.engine.call(describe_all))
 
 
 @router.get("/{session_id}")
-async def retrieve_session(session_id: str, context: ContextDep) -> SessionObject:
+async def retrieve_session(
+    session_id: str, context: ContextDep, caller: CallerDep
+) -> SessionObject:
     """One session."""
+    name = caller.session(session_id)
     return await context.engine.call(
-        lambda core: describe_session(core, core.sessions.get(session_id))
+        lambda core: describe_session(core, core.sessions.get(name), caller)
     )
 
 
 @router.delete("/{session_id}")
-async def delete_session(session_id: str, context: ContextDep) -> SessionDeleted:
+async def delete_session(session_id: str, context: ContextDep, caller: CallerDep) -> SessionDeleted:
     """Forget a session; 409 while a request uses it."""
-    await context.engine.call(lambda core: core.delete_session(session_id))
+    name = caller.session(session_id)
+    await context.engine.call(lambda core: core.delete_session(name))
     return SessionDeleted(id=session_id)
 
 
 @router.post("/{session_id}/fork", status_code=201, response_model=SessionObject)
 async def fork_session(
-    session_id: str, context: ContextDep, body: Annotated[ForkSession | None, Body()] = None
+    session_id: str,
+    context: ContextDep,
+    caller: CallerDep,
+    body: Annotated[ForkSession | None, Body()] = None,
 ) -> Response:
-    """A copy that goes its own way from here."""
-    new_id = body.id if body is not None else None
-    fork = await context.engine.call(
-        lambda core: describe_session(core, core.sessions.fork(session_id, new_id))
+    """A copy that goes its own way from here; it belongs to the caller."""
+    name, new_name = (
+        caller.session(session_id),
+        caller.new_session(body.id if body is not None else None),
     )
-    return json_response(fork, 201)
+
+    def fork(core: EngineCore) -> SessionObject:
+        core.sessions.get(name)
+        check_quota(core, caller)
+        return describe_session(core, core.sessions.fork(name, new_name), caller)
+
+    return json_response(await context.engine.call(fork), 201)
 
 
 @router.get("/{session_id}/adapter", response_class=FileResponse)
-async def download_adapter(session_id: str, context: ContextDep) -> Response:
+async def download_adapter(session_id: str, context: ContextDep, caller: CallerDep) -> Response:
     """The fast weights as a PEFT adapter, zipped."""
+    name = caller.session(session_id)
     directory = tempfile.TemporaryDirectory(prefix="ponderttt-")
     try:
         files = Path(directory.name) / "adapter"
-        await context.engine.call(lambda core: core.export_adapter(session_id, files))
+        await context.engine.call(lambda core: core.export_adapter(name, files))
         archive = Path(directory.name) / "adapter.zip"
         await asyncio.to_thread(_zip, files, archive)
     except BaseException:

@@ -72,6 +72,7 @@ class SessionObject(ResponseModel):
 
     id: str
     object: Literal["session"] = "session"
+    owner: str | None = Field(description="Id of the API key that it belongs to, if any.")
     created: int
     last_used: int
     version: int = Field(description="Of the fast weights; each committed update adds one.")
@@ -94,7 +95,7 @@ class SessionObject(ResponseModel):
 
 
 class SessionList(ResponseModel):
-    """All sessions, in the order of their creation."""
+    """The caller's sessions, in the order of their creation."""
 
     object: Literal["list"] = "list"
     data: list[SessionObject]
