@@ -217,6 +217,9 @@ def _send_examples(
         content = {name: kwargs[name] for name in ("json", "params", "data") if kwargs.get(name)}
         if isinstance(content.get("data"), bytes | str):
             content["content"] = content.pop("data")
+        given = {name.lower(): value for name, value in (kwargs.get("headers") or {}).items()}
+        if "content-type" in given and not any(name == b"content-type" for name, _ in headers):
+            headers = [*headers, (b"content-type", str(given["content-type"]).encode())]
         url = httpx.URL("http://test").join(kwargs["url"]).raw_path.decode()
         answer = app.send(kwargs["method"], url, headers, **content)
         tally.take(label, (kwargs["method"], url, headers, content), answer)

@@ -16,7 +16,7 @@ import pytest
 from ponderttt.adaptation.params import TTTParams
 from ponderttt.adaptation.update import Writer
 from ponderttt.engine.admission import Admission
-from ponderttt.engine.async_engine import AsyncEngine, EventStream
+from ponderttt.engine.async_engine import MAX_PENDING_EVENTS, AsyncEngine, EventStream
 from ponderttt.engine.core import EngineCore
 from ponderttt.engine.outputs import (
     DoneEvent,
@@ -26,7 +26,7 @@ from ponderttt.engine.outputs import (
     PromptEvent,
     TokenEvent,
 )
-from ponderttt.engine.request import AdaptRequest, GenerateRequest
+from ponderttt.engine.request import AdaptRequest, GenerateRequest, Tenant
 from ponderttt.engine.sampling_params import SamplingParams
 from ponderttt.errors import (
     ConflictError,
@@ -196,6 +196,38 @@ async def test_request_in_the_cores_queue_counts_and_a_running_one_does_not(
             engine.submit(ask())
         await first.aclose()
         assert (await collect(second)).done.generated_tokens == 6
+
+
+async def test_tenants_line_counts_what_is_still_on_its_way(tiny_llama_dir: Path) -> None:
+    mine, other = Tenant("mine", max_waiting=2), Tenant("other", max_waiting=2)
+    async with running(harness.make_core(tiny_llama_dir)) as engine:
+        async with held(engine):
+            streams = [engine.submit(replace(ask(), tenant=mine)) for _ in range(2)]
+            with pytest.raises(OverloadedError, match="2 requests of yours"):
+                engine.submit(replace(ask(), tenant=mine))
+            streams.append(engine.submit(replace(ask(), tenant=other)))
+        outcomes = await asyncio.gather(*(collect(stream) for stream in streams))
+        assert all(outcome.done.generated_tokens == 6 for outcome in outcomes)
+
+
+async def test_reader_who_falls_behind_gets_everything_in_few_events(tiny_llama_dir: Path) -> None:
+    core = harness.make_core(tiny_llama_dir)
+    sampling = replace(LONG, n=2, max_tokens=400, logprobs=0)
+    async with running(core) as engine:
+        expected = await collect(engine.submit(ask(sampling)))
+        slow = engine.submit(ask(sampling))
+        await until(lambda: engine.stats().running == 2)
+        await until(lambda: engine.stats().running == 0)
+        # The reader was away while 800 tokens were made.
+        await asyncio.sleep(0.05)
+        assert len(slow._events) <= MAX_PENDING_EVENTS + 8
+        got = await collect(slow)
+    assert len(expected.events) > 2 * MAX_PENDING_EVENTS
+    assert got.texts == expected.texts
+    assert got.tokens == expected.tokens
+    assert got.logprobs == expected.logprobs
+    assert got.reasons == expected.reasons
+    assert got.done.generated_tokens == 800
 
 
 # --- cancellation ---------------------------------------------------------------------------------
