@@ -40,6 +40,11 @@ def key_file(directory: Path, *names: str) -> Path:
     return path
 
 
+def bearer_of(name: str) -> dict[str, str]:
+    """The header with the key of NAME."""
+    return {"Authorization": f"Bearer key-of-{name}"}
+
+
 @pytest.fixture(scope="module")
 def guarded(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server with a key for everybody in `KEYS`."""
@@ -52,9 +57,7 @@ def guarded(tiny_llama_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 def keyed(guarded: Live) -> Iterator[Keyed]:
     """A client for each key."""
     clients = {
-        name: httpx.Client(
-            base_url=guarded.url, timeout=60, headers={"Authorization": f"Bearer key-of-{name}"}
-        )
+        name: httpx.Client(base_url=guarded.url, timeout=60, headers=bearer_of(name))
         for name in KEYS
     }
     yield clients

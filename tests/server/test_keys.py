@@ -31,11 +31,8 @@ def test_file_of_keys_is_read(path: Path) -> None:
     path.write_text(entry() + entry("ops-1", "other", scopes='["metrics", "admin"]',
                                     max_sessions="0", max_waiting="3"))  # fmt: skip
     alice, ops = load_keys(path)
-    assert (alice.id, alice.digest, alice.scopes) == (
-        "alice",
-        digest_of(b"secret"),
-        {"completions"},
-    )
+    assert (alice.id, alice.digest) == ("alice", digest_of(b"secret"))
+    assert alice.scopes == {"completions"}
     assert (alice.max_sessions, alice.max_waiting) == (None, None)
     assert (ops.max_sessions, ops.max_waiting) == (0, 3)
     assert alice.may("completions")
