@@ -16,15 +16,15 @@ from fastapi import Depends, Request
 from ponderttt.adaptation.params import TTTParams
 from ponderttt.engine.request import Tenant
 from ponderttt.errors import NotFoundError
-from ponderttt.sessions.session import (
+from ponderttt.sessions.names import (
     KEY_SEPARATOR,
-    Session,
     check_plain_name,
     key_id_of,
     new_session_id,
     plain_name,
     qualified_name,
 )
+from ponderttt.sessions.session import Session
 from server.keys import ApiKey
 from server.request_log import RequestRecord
 from server.schemas.ttt import TTTOptions

@@ -29,7 +29,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ponderttt.errors import InvalidRequestError
-from ponderttt.sessions.session import KEY_ID
+from ponderttt.sessions.names import check_key_id
 
 _LOG = logging.getLogger(__name__)
 
@@ -90,16 +90,6 @@ def new_key() -> str:
 def digest_of(key: bytes) -> bytes:
     """What the file keeps of a key."""
     return hashlib.sha256(key).digest()
-
-
-def check_key_id(param: str, key_id: str) -> None:
-    """Raise InvalidRequestError unless `key_id` is 1 to 32 of a–z, 0–9, `_` and `-`."""
-    if not KEY_ID.fullmatch(key_id):
-        raise InvalidRequestError(
-            param,
-            f"{key_id[:64]!r} is not a key's id; use 1 to 32 of a-z, 0-9, '_' and '-', beginning "
-            "with a letter or digit",
-        )
 
 
 def load_keys(path: Path) -> tuple[ApiKey, ...]:

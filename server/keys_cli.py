@@ -8,7 +8,8 @@ from typing import Annotated, get_args
 import typer
 
 from ponderttt.errors import InvalidRequestError
-from server.keys import Scope, check_key_id, digest_of, new_key
+from ponderttt.sessions.names import check_key_id
+from server.keys import Scope, digest_of, new_key
 
 app = typer.Typer(no_args_is_help=True, help="Make API keys for `ponderttt serve --api-key-file`.")
 

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ponderttt.engine.outputs import DoneEvent
 from ponderttt.errors import InvalidRequestError
-from ponderttt.sessions.session import check_session_id
+from ponderttt.sessions.names import check_session_id
 from server.logs import REQUEST_ID
 
 _LOG = logging.getLogger("server.requests")

@@ -6,7 +6,8 @@ from ponderttt.adaptation.params import TTTParams
 from ponderttt.engine.core import EngineCore
 from ponderttt.engine.resolve import ResolvedTTT, resolve_ttt
 from ponderttt.errors import OverloadedError
-from ponderttt.sessions.session import Session, key_id_of
+from ponderttt.sessions.names import key_id_of
+from ponderttt.sessions.session import Session
 from server.caller import Caller
 from server.schemas.session import ChunkCosts, CreateSession, SessionObject
 

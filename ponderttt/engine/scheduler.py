@@ -17,8 +17,8 @@ from ponderttt.engine.sequence import Group, PendingWrite, Sequence, Status
 _PATIENCE = 2
 
 # Adapt requests may be passed over this often in favour of completions that have text to read or
-# to learn.
-_ADAPT_PATIENCE = 4
+# to learn; then a phase is theirs.
+_ADAPT_PATIENCE = 3
 
 # Rows of a prompt below which a piece is not worth a phase.
 _LEAST_PIECE = 64
@@ -103,12 +103,19 @@ class Scheduler:
         """Who may read or learn next: adapt requests give way to completions, but not for ever."""
         adapting = [g for g in groups if g.is_adapt and _has_text(g)]
         waited_for = any(not g.is_adapt and _has_text(g) for g in groups)
-        if not (adapting and waited_for) or self._adapts_passed_over >= _ADAPT_PATIENCE:
+        if not (adapting and waited_for):
             self._adapts_passed_over = 0
             return groups
-        self._adapts_passed_over += 1
-        # An update that has begun holds its session; let it finish.
-        return [g for g in groups if not g.is_adapt or _has_begun(g.write)]
+        turn_of_adapts = self._adapts_passed_over >= _ADAPT_PATIENCE
+        self._adapts_passed_over = 0 if turn_of_adapts else self._adapts_passed_over + 1
+        chosen = [g for g in groups if g.is_adapt is turn_of_adapts]
+        # An update that has begun holds its session; who wants to learn there lets it finish.
+        wanted = {g.session for g in chosen if g.write is not None}
+        return chosen + [
+            g
+            for g in groups
+            if g.is_adapt is not turn_of_adapts and _has_begun(g.write) and g.session in wanted
+        ]
 
     def _fill_prefill(self, sequences: list[Sequence], room: int) -> PrefillPlan:
         replays = sequences[0].replays

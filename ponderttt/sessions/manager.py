@@ -10,7 +10,8 @@ import torch
 from ponderttt.adaptation.params import TTTParams
 from ponderttt.errors import ConflictError, NotFoundError, OverloadedError
 from ponderttt.fast_weights.bank import BASE_SLOT, AdapterBank, AdapterState
-from ponderttt.sessions.session import Session, check_session_id, new_session_id, plain_name
+from ponderttt.sessions.names import check_session_id, new_session_id, plain_name
+from ponderttt.sessions.session import Session
 
 
 class SessionManager:

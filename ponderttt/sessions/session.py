@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import time
-import uuid
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
@@ -13,58 +11,15 @@ from ponderttt.adaptation.gates import ThresholdState
 from ponderttt.adaptation.ledger import Ledger
 from ponderttt.adaptation.observation import History
 from ponderttt.adaptation.params import TTTParams
-from ponderttt.errors import InvalidRequestError
 from ponderttt.fast_weights.bank import BASE_SLOT, AdapterState
+from ponderttt.sessions.names import check_session_id, key_id_of, plain_name
 
-#: Between the id of the API key that a session belongs to and the name that its owner gave it.
-KEY_SEPARATOR = "~"
-
-KEY_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+__all__ = ["MAX_LEARNED", "Session", "check_session_id"]
 
 #: Chunks that a session remembers having learned; the oldest are forgotten first.
 MAX_LEARNED = 65536
 
 _EMA = 0.9
-
-
-def qualified_name(key_id: str | None, name: str) -> str:
-    """A session's name in the engine: those of two API keys never meet."""
-    return name if key_id is None else f"{key_id}{KEY_SEPARATOR}{name}"
-
-
-def plain_name(qualified: str) -> str:
-    """The name that the session's owner gave it."""
-    return qualified.partition(KEY_SEPARATOR)[2] if KEY_SEPARATOR in qualified else qualified
-
-
-def key_id_of(qualified: str) -> str | None:
-    """Id of the API key that a session belongs to; None: of nobody in particular."""
-    return qualified.partition(KEY_SEPARATOR)[0] if KEY_SEPARATOR in qualified else None
-
-
-def new_session_id() -> str:
-    """A random name."""
-    return f"session-{uuid.uuid4().hex[:12]}"
-
-
-def check_session_id(param: str, name: str) -> None:
-    """Raise InvalidRequestError unless a name is valid; it may be qualified by a key's id."""
-    key_id = key_id_of(name)
-    if key_id is not None and not KEY_ID.fullmatch(key_id):
-        raise InvalidRequestError(param, f"{key_id[:64]!r} is not the id of an API key")
-    check_plain_name(param, plain_name(name))
-
-
-def check_plain_name(param: str, name: str) -> None:
-    """Raise InvalidRequestError unless `name` is 1–128 of letters, digits, `.`, `_`, `-`."""
-    if not _NAME.fullmatch(name):
-        raise InvalidRequestError(
-            param,
-            f"{name[:140]!r} is not a session id; use 1 to 128 letters, digits, '.', '_' or '-', "
-            "beginning with a letter or digit",
-        )
 
 
 @dataclass(slots=True, eq=False)

@@ -16,9 +16,9 @@ def test_no_request_that_the_document_suggests_fails_or_crashes(
 ) -> None:
     tally = Tally()
     with running_app(tiny_qwen2_dir, tmp_path / "keys.toml") as app:
-        fuzz(app, 300, 7, tally)
+        fuzz(app, 150, 7, tally)
     assert tally.failures == []
-    assert tally.requests >= 300
+    assert tally.requests >= 150
     # It went deep: everything there is has been answered well, and refused.
     answered = {operation for operation, status in tally.statuses if status < 300}
     assert answered >= {"POST /v1/completions", "POST /v1/sessions", "GET /v1/sessions",

@@ -136,6 +136,8 @@ def test_help_names_every_setting_its_default_and_its_variable(app: typer.Typer)
         (["--model", "/no/such/model", "--port", "0"], "there is no /no/such/model"),
         (["--host", "192.0.2.1"], "can't listen on 192.0.2.1"),
         (["--config", "/no/such.toml"], "can't be read"),
+        (["--host", "0.0.0.0", "--port", "0"], "--allow-unauthenticated"),
+        (["--api-key-file", "/no/such.toml", "--port", "0"], "/no/such.toml can't be read"),
     ],
 )
 def test_serve_that_can_not_start_says_why(
@@ -173,11 +175,14 @@ def test_commands_are_found_through_their_entry_points() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     commands = project["entry-points"]["ponderttt.commands"]
     assert commands["serve"] == "server.cli:serve"
+    assert commands["keys"] == "server.keys_cli:app"
     assert commands["adapt"] == "clients.adapt:adapt"
 
 
 def test_importing_the_commands_does_not_import_torch() -> None:
-    code = "import sys, server.cli, clients.adapt; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, server.cli, server.keys_cli, clients.adapt; sys.exit('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )

@@ -48,6 +48,25 @@ def test_config_with_a_count_of_one_is_taken(name: str) -> None:
     assert getattr(make_config(**{"busy_batch_tokens": 1, name: 1}), name) == 1
 
 
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan])
+def test_config_in_which_nobody_may_wait_is_refused(seconds: float) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        EngineConfig(max_wait_seconds=seconds)
+    assert caught.value.param == "max_wait_seconds"
+
+
+@pytest.mark.parametrize(
+    ("settings", "places", "positions"),
+    [({}, 8, 32768), ({"max_num_seqs": 1}, 1, 32768), ({"adapter_slots": 4}, 2, 32768),
+     ({"max_kv_tokens": 1}, 8, 1)],
+)  # fmt: skip
+def test_documents_get_half_of_everything_and_never_nothing(
+    settings: dict[str, int], places: int, positions: int
+) -> None:
+    config = make_config(**settings)
+    assert (config.max_adapting, config.max_adapting_kv_tokens) == (places, positions)
+
+
 def test_config_with_a_negative_prefix_cache_is_refused_and_none_is_taken() -> None:
     assert EngineConfig().prefix_cache_bytes == 1 << 30
     assert EngineConfig(prefix_cache_bytes=0).prefix_cache_bytes == 0
