@@ -15,8 +15,8 @@ from tests.helpers import source_text
 from tests.server.live import Live, live_server
 from tests.server.test_auth import bearer_of, key_file
 
-#: Of logits, where batches differ in size.
-TOLERANCE = 1e-4
+#: Of log-probabilities down to -15: batches differ in size, and updates make more of that.
+TOLERANCE = 1e-3
 
 TEXTS = [source_text()[at : at + 1200] for at in (0, 3000, 6000, 9000)]
 PROBE = source_text()[12_000:12_600]

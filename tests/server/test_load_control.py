@@ -61,13 +61,19 @@ def test_key_beyond_its_line_is_refused_while_another_is_not(
 ) -> None:
     with narrow(tiny_llama_dir, tmp_path) as live, ThreadPoolExecutor(16) as pool:
         _slow_down(live, monkeypatch)
-        waiting = wait_in_line(live, pool, "few", 4)
-        for stream in (False, True):
-            refused = ask(live, "few", stream=stream)
-            assert refused.status_code == 429
-            assert "3 requests of yours" in refused.json()["error"]["message"]
-            assert int(refused.headers["Retry-After"]) >= 1
-        assert ask(live, "bob").status_code == 200
+        with live.http.stream("POST", "/v1/completions", json=LONG | {"stream": True}) as running:
+            lines = running.iter_lines()
+            next(lines)
+            waiting = [pool.submit(ask, live, "few") for _ in range(3)]
+            live.wait_for("num_requests_waiting", 3)
+            for stream in (False, True):
+                refused = ask(live, "few", stream=stream)
+                assert refused.status_code == 429
+                assert "3 requests of yours" in refused.json()["error"]["message"]
+                assert int(refused.headers["Retry-After"]) >= 1
+            another = pool.submit(ask, live, "bob")
+            live.wait_for("num_requests_waiting", 4)
+        assert another.result().status_code == 200
         assert {future.result().status_code for future in waiting} == {200}
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import logging.config
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,13 +49,16 @@ def lines(caplog: pytest.LogCaptureFixture) -> Iterator[list[dict[str, Any]]]:
             logging.getLogger("server").removeHandler(handler)
 
 
-def wait_for_line(live: Live, lines: list[dict[str, Any]], request_id: str) -> dict[str, Any]:
+def wait_for_line(lines: list[dict[str, Any]], request_id: str) -> dict[str, Any]:
     """The line of a request; it comes after its answer."""
-    live.http.get("/health")
-    (line,) = [
-        x for x in lines if x["request_id"] == request_id and x["logger"] == "server.requests"
-    ]
-    return line
+    until = time.monotonic() + 5
+    while True:
+        mine = [line for line in lines if line["request_id"] == request_id]
+        if found := [line for line in mine if line["logger"] == "server.requests"]:
+            (line,) = found
+            return line
+        assert time.monotonic() < until, "no line"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -68,7 +72,7 @@ def test_completion_has_one_line_with_ids_and_tokens(
         "/v1/completions", json=body, headers={"X-Request-Id": f"r-{stream}"}
     )
     assert answer.headers["x-request-id"] == f"r-{stream}"
-    line = wait_for_line(guarded, lines, f"r-{stream}")
+    line = wait_for_line(lines, f"r-{stream}")
     expected = {
         "level": "info", "method": "POST", "route": "/v1/completions", "status": 200,
         "outcome": "ok", "key_id": "alice", "session": name, "generated_tokens": 5,
@@ -97,7 +101,8 @@ def test_nothing_that_was_said_and_no_key_is_in_the_log(
         httpx.get(f"{guarded.url}/v1/models", headers={"User-Agent": MARK, "Cookie": MARK}),
     ]
     assert {answer.status_code for answer in answers} == {200, 400, 401, 404}
-    http.get("/health")
+    http.get("/health", headers={"X-Request-Id": "last"})
+    wait_for_line(lines, "last")
     written = json.dumps(lines)
     assert len(lines) >= len(answers)
     assert MARK not in written
@@ -106,11 +111,11 @@ def test_nothing_that_was_said_and_no_key_is_in_the_log(
 
 def test_outcomes_are_told_apart(guarded: Live, lines: list[dict[str, Any]]) -> None:
     guarded.http.post("/v1/completions", json={"max_tokens": 1}, headers={"X-Request-Id": "bad"})
-    line = wait_for_line(guarded, lines, "bad")
+    line = wait_for_line(lines, "bad")
     assert (line["status"], line["outcome"]) == (400, "refused")
     assert "prompt_tokens" not in line
     httpx.get(f"{guarded.url}/v1/models", headers={"X-Request-Id": "stranger"})
-    line = wait_for_line(guarded, lines, "stranger")
+    line = wait_for_line(lines, "stranger")
     assert (line["status"], line["outcome"], line["route"]) == (401, "refused", "unknown")
     assert "key_id" not in line
 

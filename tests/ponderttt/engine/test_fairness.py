@@ -114,7 +114,7 @@ def test_completion_gets_its_first_token_within_two_phases_at_any_moment_of_a_lo
     tiny_llama_dir: Path,
 ) -> None:
     core = make_core(tiny_llama_dir, "s")
-    document = harness.submit(core, teach(tiny_llama_dir, "s", 2000))
+    document = harness.submit(core, teach(tiny_llama_dir, "s", 1200))
     waited = []
     for number in range(20):
         for _ in range(number % 7 + 1):
@@ -131,7 +131,7 @@ def test_completion_gets_its_first_token_within_two_phases_beside_many_documents
 ) -> None:
     names = [f"s{n}" for n in range(12)]
     core = make_core(tiny_llama_dir, *names, max_num_seqs=8, max_kv_tokens=4096)
-    documents = [harness.submit(core, teach(tiny_llama_dir, name, 1000)) for name in names]
+    documents = [harness.submit(core, teach(tiny_llama_dir, name, 400)) for name in names]
     for _ in range(5):
         core.step()
     running = core.stats().running
@@ -149,7 +149,7 @@ def test_completion_gets_its_first_token_within_two_phases_beside_many_documents
 def test_long_prompt_is_read_before_documents_go_on(tiny_llama_dir: Path) -> None:
     names = [f"s{n}" for n in range(4)]
     core = make_core(tiny_llama_dir, *names, max_batch_tokens=64, busy_batch_tokens=64)
-    documents = [harness.submit(core, teach(tiny_llama_dir, name, 1500)) for name in names]
+    documents = [harness.submit(core, teach(tiny_llama_dir, name, 1000)) for name in names]
     for number in range(6):
         for _ in range(number + 5):
             core.step()
