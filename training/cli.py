@@ -107,6 +107,9 @@ def evaluate_command(
     budget: Annotated[
         list[float] | None, typer.Option(help="Mean cost asked for; repeat; default: the recipe's.")
     ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only this method; may be repeated. Default: all.")
+    ] = None,
     episodes: Annotated[int | None, typer.Option(min=1, help="The first episodes only.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     record: Annotated[
@@ -131,6 +134,7 @@ def evaluate_command(
         device=device,
         progress=not quiet,
         record=record,
+        only=method or (),
     )
     typer.echo(report.to_markdown())
 
