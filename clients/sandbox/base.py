@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from clients.sandbox.outcome import Limits, Outcome
+from clients.sandbox.outcome import DEFAULTS, Limits, Outcome
 from ponderttt.errors import InvalidRequestError, PonderError
 
 #: A whole program, or a program and its check.
@@ -24,7 +24,7 @@ class Sandbox(ABC):
     """Runs untrusted Python programs, each in an interpreter of its own."""
 
     @abstractmethod
-    def run(self, program: str, limits: Limits = Limits(), *, check: str | None = None) -> Outcome:
+    def run(self, program: str, limits: Limits = DEFAULTS, *, check: str | None = None) -> Outcome:
         """Run a program to its end or its limits.
 
         Args:
@@ -44,7 +44,7 @@ class Sandbox(ABC):
     def run_many(
         self,
         programs: Iterable[Program],
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULTS,
         workers: int | None = None,
         progress: Progress | None = None,
     ) -> list[Outcome]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clients.sandbox.base import Sandbox
 from clients.sandbox.checks import Check
-from clients.sandbox.outcome import Limits, Outcome
+from clients.sandbox.outcome import DEFAULTS, Limits, Outcome
 from clients.sandbox.seccomp import seccomp_filter
 from clients.sandbox.supervise import RUNNER, Channel, popen, python, runner_command, supervise
 
@@ -44,7 +44,7 @@ class BubblewrapSandbox(Sandbox):
         self._as_root = os.geteuid() == 0
         self._filter = seccomp_filter()
 
-    def run(self, program: str, limits: Limits = Limits(), *, check: str | None = None) -> Outcome:
+    def run(self, program: str, limits: Limits = DEFAULTS, *, check: str | None = None) -> Outcome:
         """As `Sandbox.run`."""
 
         def start(channel: Channel, prepared: Check) -> subprocess.Popen[bytes]:
@@ -65,10 +65,9 @@ class BubblewrapSandbox(Sandbox):
                 info, tell_info = ours.pipe()
                 block, unblock = ours.pipe()
                 passed += [tell_info, block]
-                options += [
-                    "--info-fd", str(tell_info), "--userns-block-fd", str(block),
-                    "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--uid", "0", "--gid", "0",
-                ]  # fmt: skip
+                options += ["--info-fd", str(tell_info), "--userns-block-fd", str(block)]
+                options += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+                options += ["--uid", "0", "--gid", "0"]
             else:
                 options += ["--uid", str(_UID), "--gid", str(_UID)]
             inner = runner_command(_RUNNER_INSIDE, channel, uid, limits, processes, check)
@@ -98,10 +97,15 @@ def _walls(limits: Limits) -> Iterator[str]:
         yield from ("--setenv", name, value)
     # Neither /proc nor /sys: programs don't need them, and /proc/PID/mem is a way to the secrets.
     prefixes = {sys.base_prefix, sys.base_exec_prefix, str(Path(python()).parent.parent)} - {"/usr"}
-    for path in (*_SYSTEM, *sorted(prefixes)):
+    read_only = (*_SYSTEM, *sorted(prefixes))
+    # Bubblewrap would make the directories above for its own user only.
+    above = {str(parent) for path in (*read_only, *_DEVICES) for parent in Path(path).parents}
+    for path in sorted(above - {"/", "/usr"}):
+        yield from ("--perms", "0755", "--dir", path)
+    for path in read_only:
         yield from ("--ro-bind-try", path, path)
-    for device in _DEVICES:
-        yield from ("--dev-bind-try", device, device)
+    for path in _DEVICES:
+        yield from ("--dev-bind-try", path, path)
     yield from ("--ro-bind", str(RUNNER), _RUNNER_INSIDE)
     yield from ("--perms", "1777", "--size", str(limits.file_bytes), "--tmpfs", "/tmp")
     yield from ("--symlink", "/tmp", "/dev/shm", "--remount-ro", "/", "--chdir", "/tmp")

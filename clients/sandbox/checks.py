@@ -21,7 +21,7 @@ _METHODS: dict[type[ast.cmpop], str] = {
 class _Comparisons(ast.NodeTransformer):
     """`a == b` becomes a call that also asks who says so (`runner.compare`); lines stay."""
 
-    def visit_Compare(self, node: ast.Compare) -> ast.expr:  # noqa: N802 (the visitor's protocol)
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
         self.generic_visit(node)
         method = _METHODS.get(type(node.ops[0]))
         if len(node.ops) > 1 or method is None:

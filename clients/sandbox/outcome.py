@@ -57,6 +57,9 @@ _MOST = 1 << 60
 assert set(_LEAST) == {field.name for field in fields(Limits)}
 
 
+DEFAULTS = Limits()
+
+
 class Verdict(StrEnum):
     """What became of a program."""
 

@@ -80,7 +80,7 @@ def prepare() -> tuple[list[Callable[..., Any]], list[bytes], bytes]:
     take = partial(read_exactly, os.read, source)
     tell = partial(write_message, os.write, result)
     for name in modules:  # what the check will need, while it is still unpatched
-        try:
+        try:  # noqa: SIM105 (contextlib costs half a millisecond)
             __import__(name)
         except ImportError:
             pass
@@ -88,11 +88,11 @@ def prepare() -> tuple[list[Callable[..., Any]], list[bytes], bytes]:
     secrets = [take(SECRET_BYTES), take(SECRET_BYTES)]
     program = take(int.from_bytes(take(8), "big"))
     kept = keep_callables()
-    flush = (sys.stdout.flush, sys.stderr.flush)
+    flush = partial(flush_all, (sys.stdout.flush, sys.stderr.flush))
     # Found by the check only, not by the program, which can patch the module `builtins`.
     pristine = dict(vars(builtins))
     pristine["__compare__"] = partial(compare, COMPARISONS, PLAIN, tell, os._exit, sys.modules)
-    fail = partial(report, tell, os._exit, sys.__excepthook__)
+    fail = partial(report, tell, os._exit, flush, sys.__excepthook__)
     sys.addaudithook(partial(refuse, tell, os._exit, SEARCHES, prefixes()))
     hook = partial(refuse, tell, os._exit, TRACING, prefixes())
     stop_tracing = (sys.settrace, sys.setprofile)
@@ -218,11 +218,7 @@ def run_check(
             for thread in threading.enumerate():
                 if thread is not threading.main_thread() and not thread.daemon:
                     thread.join()
-        for one in flush:
-            try:
-                one()
-            except (OSError, ValueError):  # the program closed it
-                pass
+        flush()
     except BaseException as error:
         fail(error)
         raise
@@ -300,7 +296,16 @@ def compare(
     return answer
 
 
-def report(tell: Tell, exit_: Any, show: Any, error: BaseException) -> None:
+def flush_all(flush: Any) -> None:
+    """Write out what the program has printed."""
+    for one in flush:
+        try:  # noqa: SIM105
+            one()
+        except (OSError, ValueError):  # the program closed it
+            pass
+
+
+def report(tell: Tell, exit_: Any, flush: Any, show: Any, error: BaseException) -> None:
     """Tell of an exception, show its traceback, and end."""
     if isinstance(error, MemoryError):
         tell(b"M", b"MemoryError")
@@ -314,6 +319,7 @@ def report(tell: Tell, exit_: Any, show: Any, error: BaseException) -> None:
     text = f"{type(error).__name__}: {error}".removesuffix(": ")[:400] + place
     tell(b"F", text.encode("utf-8", "replace")[:1000])
     show(type(error), error, trace and trace.tb_next)
+    flush()
     exit_(1)
 
 

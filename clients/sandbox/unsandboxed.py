@@ -10,7 +10,7 @@ import tempfile
 
 from clients.sandbox.base import Sandbox
 from clients.sandbox.checks import Check
-from clients.sandbox.outcome import Limits, Outcome
+from clients.sandbox.outcome import DEFAULTS, Limits, Outcome
 from clients.sandbox.supervise import RUNNER, Channel, popen, runner_command, supervise
 
 
@@ -21,7 +21,7 @@ class UnsandboxedRunner(Sandbox):
     session of its own outlives the run.
     """
 
-    def run(self, program: str, limits: Limits = Limits(), *, check: str | None = None) -> Outcome:
+    def run(self, program: str, limits: Limits = DEFAULTS, *, check: str | None = None) -> Outcome:
         """As `Sandbox.run`, without a sandbox."""
         with tempfile.TemporaryDirectory(prefix="ponderttt-", ignore_cleanup_errors=True) as home:
 
