@@ -28,14 +28,16 @@ import operator
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import CodeType, ModuleType, TracebackType
 from typing import Any
 
 Tell = Callable[[bytes, bytes], None]
-#: Per module and class: how to look up and how to set an attribute, and the callables it held.
-Kept = list[tuple[Callable[[str], Any], Callable[[str, Any], None], dict[str, Any]]]
+#: Per module and class: its attributes (a live view), how to set and how to delete one, the
+#: callables that it held, and whether it is a class. Of a module also whatever has the name of a
+#: built-in one.
+Kept = list[tuple[Mapping[str, Any], Callable[..., Any], Callable[..., Any], dict[str, Any], bool]]
 
 SECRET_BYTES = 16
 #: Names of the program's module.
@@ -88,6 +90,7 @@ def prepare() -> tuple[list[Callable[..., Any]], list[bytes], bytes]:
     secrets = [take(SECRET_BYTES), take(SECRET_BYTES)]
     program = take(int.from_bytes(take(8), "big"))
     kept = keep_callables()
+    put_back = partial(restore, frozenset(vars(builtins)), kept)
     flush = partial(flush_all, (sys.stdout.flush, sys.stderr.flush))
     # Found by the check only, not by the program, which can patch the module `builtins`.
     pristine = dict(vars(builtins))
@@ -96,12 +99,12 @@ def prepare() -> tuple[list[Callable[..., Any]], list[bytes], bytes]:
     sys.addaudithook(partial(refuse, tell, os._exit, SEARCHES, prefixes()))
     hook = partial(refuse, tell, os._exit, TRACING, prefixes())
     stop_tracing = (sys.settrace, sys.setprofile)
-    steps = [
+    steps: list[Callable[..., Any]] = [
         partial(run_program, compile, exec, namespace, fail),
-        partial(announce, tell, restore, kept, stop_tracing, sys.addaudithook, hook),
-        partial(receive, take, marshal.loads),
+        partial(announce, tell, put_back, stop_tracing, sys.addaudithook, hook),
+        partial(receive, tell, take, marshal.loads),
         partial(run_check, exec, namespace, pristine, sys.modules, fail, flush),
-        partial(finish, tell, restore, kept, os._exit),
+        partial(finish, tell, put_back, os._exit),
     ]
     return steps, secrets, program
 
@@ -139,22 +142,30 @@ def program_module() -> dict[str, Any]:
 def keep_callables() -> Kept:
     """What the loaded modules and their classes hold, as far as it can be called."""
     modules = {name: module for name, module in sys.modules.items() if name not in OURS}
-    kept: Kept = [(sys.modules.get, sys.modules.__setitem__, modules)]
-    for module in {one for one in modules.values() if type(one) is ModuleType}:
-        names = {name: value for name, value in vars(module).items() if callable(value)}
-        kept.append((vars(module).get, vars(module).__setitem__, names))
-        for value in names.values():
-            # Classes written in C can't be patched.
-            if isinstance(value, type) and value.__flags__ & HEAP_TYPE:
-                attributes = vars(value)  # a live view
-                methods = {k: v for k, v in attributes.items() if is_method(v)}
-                kept.append((attributes.get, partial(type.__setattr__, value), methods))
+    loaded = {one for one in modules.values() if type(one) is ModuleType} - {builtins}
+    # The built-in functions come first: putting back the rest needs them.
+    holders = [vars(builtins), *map(vars, loaded)]
+    built_in = frozenset(holders[0])
+    kept: Kept = [
+        (one, one.__setitem__, one.__delitem__, callables(one, built_in), False) for one in holders
+    ]
+    kept.append((sys.modules, sys.modules.__setitem__, sys.modules.__delitem__, modules, False))
+    for kind in {one for names in holders for one in names.values() if isinstance(one, type)}:
+        if kind.__flags__ & HEAP_TYPE:  # classes written in C can't be patched
+            put, delete = partial(type.__setattr__, kind), partial(type.__delattr__, kind)
+            kept.append((vars(kind), put, delete, callables(vars(kind)), True))
     return kept
 
 
-def is_method(value: object) -> bool:
-    """Whether a class's attribute is a method or a property."""
-    return callable(value) or hasattr(type(value), "__get__")
+def callables(
+    attributes: Mapping[str, Any], others: frozenset[str] = frozenset()
+) -> dict[str, Any]:
+    """Functions, classes, methods and properties, and the `others`."""
+    return {
+        name: value
+        for name, value in attributes.items()
+        if callable(value) or hasattr(type(value), "__get__") or name in others
+    }
 
 
 def prefixes() -> tuple[str, ...]:
@@ -192,19 +203,22 @@ def run_program(compile_: Any, exec_: Any, namespace: Any, fail: Any, program: b
 
 
 def announce(
-    tell: Tell, restore_: Any, kept: Kept, stop_tracing: Any, add_hook: Any, hook: Any,
-    secret: bytes,
-) -> None:  # fmt: skip
+    tell: Tell, put_back: Any, stop_tracing: Any, add_hook: Any, hook: Any, secret: bytes
+) -> None:
     """Undo the program's patches, end its tracing, and tell that it ran to its end."""
     for stop in stop_tracing:
         stop(None)
-    restore_(kept)
+    put_back()
     add_hook(hook)
     tell(b"R", secret)
 
 
-def receive(take: Any, loads: Any, _: None) -> CodeType:
-    return loads(take(int.from_bytes(take(8), "big")))
+def receive(tell: Tell, take: Any, loads: Any, _: None) -> CodeType:
+    try:
+        return loads(take(int.from_bytes(take(8), "big")))
+    except BaseException:
+        tell(b"T", b"took what was sent to its checker")
+        raise
 
 
 def run_check(
@@ -225,25 +239,31 @@ def run_check(
     return b""
 
 
-def finish(tell: Tell, restore_: Any, kept: Kept, exit_: Any, proof: bytes) -> None:
+def finish(tell: Tell, put_back: Any, exit_: Any, proof: bytes) -> None:
     """Prove it, and end without running anything that the program has left behind."""
-    if patched := restore_(kept):
+    if patched := put_back():
         tell(b"T", f"patched {patched} while it was checked".encode()[:400])
     tell(b"P", proof)
     exit_(0)
 
 
-def restore(kept: Kept) -> str:
-    """Put back what was patched; returns the name of one such thing, or nothing.
-
-    Calls no built-in function by its name: those may be what was patched.
-    """
+def restore(built_in: frozenset[str], kept: Kept) -> str:
+    """Put back what was patched; returns the name of one such thing, or nothing."""
     patched = ""
-    for look_up, put, names in kept:
+    for attributes, put, delete, names, is_class in kept:
         for name, value in names.items():
-            if look_up(name) is not value:
+            if attributes.get(name) is not value:
                 patched = name
                 put(name, value)
+        # New names can hide a base's method or a built-in function.
+        for name in [*attributes]:
+            if name in names:
+                continue
+            value = attributes[name]
+            hides = callable(value) or hasattr(type(value), "__get__")
+            if hides if is_class else name in built_in:
+                patched = name
+                delete(name)
     return patched
 
 
@@ -290,7 +310,7 @@ def compare(
         return False
 
     answer = comparisons[method](left, right)
-    if answer and ((is_plain(type(right)) and own(left)) or (is_plain(type(left)) and own(right))):
+    if answer and (is_plain(type(left)) or is_plain(type(right))) and own(left) != own(right):
         tell(b"T", f"a result compares with {method} of its own".encode())
         exit_(1)
     return answer
