@@ -305,7 +305,9 @@ def compare(
         for base in type.__dict__["__mro__"].__get__(kind):
             names = type.__dict__["__dict__"].__get__(base)
             if not comparisons.keys().isdisjoint(names.keys()):
-                home = modules.get(names.get("__module__", "builtins"))
+                if not type.__dict__["__flags__"].__get__(base) & (1 << 9):
+                    return False  # written in C
+                home = modules.get(names.get("__module__", ""))
                 return getattr(home, base.__name__, None) is not base or home is modules["program"]
         return False
 

@@ -275,16 +275,17 @@ def reachable(value, depth=0, seen=None):
 def add(a, b):
     sys.setrecursionlimit(10000)
     everything = list(reachable(sys._getframe()))
-    secrets = [one for one in everything if type(one) is bytes and len(one) == 16]
-    print(len(everything) > 1000, secrets)
-    print({one.__name__ for one in everything if type(one) is type(add)} & {"finish", "receive", "read_exactly"})
+    secrets = {one for one in everything if type(one) is bytes and len(one) == 16}
+    print(len(everything) > 1000, secrets - {b"MALLOC_ARENA_MAX"})
+    functions = {one.__name__ for one in everything if type(one) is type(add)}
+    print("report" in functions, functions & {"finish", "receive", "read_exactly"})
     return a + b
 
 add(1, 2)
 """
     outcome = sandbox.run(program, QUICK, check=CHECK)
     assert outcome.passed, outcome
-    assert outcome.stdout == "True 0\nset()\n" * 2
+    assert outcome.stdout == "True set()\nTrue set()\n" * 2
 
 
 def test_check_is_unknown_to_the_program(sandbox: Sandbox) -> None:
