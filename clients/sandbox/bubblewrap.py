@@ -41,7 +41,7 @@ class BubblewrapSandbox(Sandbox):
 
     def __init__(self, bwrap: str) -> None:
         self.bwrap = bwrap
-        self._as_root = os.geteuid() == 0
+        self._as_root = os.geteuid() == 0 and _is_ours(_NOBODY)
         self._filter = seccomp_filter()
 
     def run(self, program: str, limits: Limits = DEFAULTS, *, check: str | None = None) -> Outcome:
@@ -109,6 +109,15 @@ def _walls(limits: Limits) -> Iterator[str]:
     yield from ("--ro-bind", str(RUNNER), _RUNNER_INSIDE)
     yield from ("--perms", "1777", "--size", str(limits.file_bytes), "--tmpfs", "/tmp")
     yield from ("--symlink", "/tmp", "/dev/shm", "--remount-ro", "/", "--chdir", "/tmp")
+
+
+def _is_ours(uid: int) -> bool:
+    """Whether our user namespace has that user; root of a container may have itself only."""
+    for line in Path("/proc/self/uid_map").read_text().splitlines():
+        first, _, count = map(int, line.split())
+        if first <= uid < first + count:
+            return True
+    return False
 
 
 def _map_users(info: int) -> None:

@@ -10,7 +10,6 @@ from ponderttt.errors import InvalidRequestError
 
 _METHODS: dict[type[ast.cmpop], str] = {
     ast.Eq: "__eq__",
-    ast.NotEq: "__ne__",
     ast.Lt: "__lt__",
     ast.LtE: "__le__",
     ast.Gt: "__gt__",

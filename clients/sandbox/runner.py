@@ -49,7 +49,6 @@ SEARCHES = frozenset({"gc.get_objects", "gc.get_referents", "gc.get_referrers"})
 TRACING = frozenset({"sys.settrace", "sys.setprofile", "sys.monitoring.register_callback"})
 COMPARISONS = {
     "__eq__": operator.eq,
-    "__ne__": operator.ne,
     "__lt__": operator.lt,
     "__le__": operator.le,
     "__gt__": operator.gt,
@@ -94,7 +93,9 @@ def prepare() -> tuple[list[Callable[..., Any]], list[bytes], bytes]:
     flush = partial(flush_all, (sys.stdout.flush, sys.stderr.flush))
     # Found by the check only, not by the program, which can patch the module `builtins`.
     pristine = dict(vars(builtins))
-    pristine["__compare__"] = partial(compare, COMPARISONS, PLAIN, tell, os._exit, sys.modules)
+    pristine["__compare__"] = partial(
+        compare, COMPARISONS, PLAIN, HEAP_TYPE, tell, os._exit, sys.modules
+    )
     fail = partial(report, tell, os._exit, flush, sys.__excepthook__)
     sys.addaudithook(partial(refuse, tell, os._exit, SEARCHES, prefixes()))
     hook = partial(refuse, tell, os._exit, TRACING, prefixes())
@@ -283,7 +284,7 @@ def refuse(
 
 
 def compare(
-    comparisons: dict[str, Any], plain: frozenset[type], tell: Tell, exit_: Any,
+    comparisons: dict[str, Any], plain: frozenset[type], heap_type: int, tell: Tell, exit_: Any,
     modules: dict[str, Any], method: str, left: Any, right: Any,
 ) -> Any:  # fmt: skip
     """A comparison in the check; true by the program's own say-so, it is no comparison.
@@ -305,7 +306,7 @@ def compare(
         for base in type.__dict__["__mro__"].__get__(kind):
             names = type.__dict__["__dict__"].__get__(base)
             if not comparisons.keys().isdisjoint(names.keys()):
-                if not type.__dict__["__flags__"].__get__(base) & (1 << 9):
+                if not type.__dict__["__flags__"].__get__(base) & heap_type:
                     return False  # written in C
                 home = modules.get(names.get("__module__", ""))
                 return getattr(home, base.__name__, None) is not base or home is modules["program"]

@@ -33,6 +33,8 @@ _SECRET_BYTES = 16
 _PIECE = 1 << 16
 #: Of one message of the runner, with room to spare.
 _MESSAGE_BYTES = 4096
+#: Output and results come through different pipes, read in any order.
+_OVERRULED_BY = {Verdict.PASSED: {Verdict.OUTPUT_LIMIT}}
 _VERDICTS = {b"F": Verdict.FAILED, b"M": Verdict.OUT_OF_MEMORY, b"T": Verdict.TAMPERED}
 
 
@@ -185,9 +187,8 @@ class _Run:
         for what in self.written:
             stream = getattr(self.process, what)
             with contextlib.suppress(BlockingIOError, ValueError):
-                while piece := os.read(stream.fileno(), _PIECE):
-                    if not self._keep(what, piece):
-                        break
+                while (piece := os.read(stream.fileno(), _PIECE)) and self._keep(what, piece):
+                    pass
 
     def outcome(self) -> Outcome:
         """The verdict with all that was seen."""
@@ -198,10 +199,8 @@ class _Run:
         return Outcome(self.verdict, self.detail[:DETAIL_CHARACTERS], seconds=self.seconds, **texts)
 
     def _decide(self, verdict: Verdict, detail: str) -> None:
-        # Tampering isn't forgiven by what comes later, nor are the first words taken back.
-        if self.verdict is None or (
-            verdict is Verdict.TAMPERED and self.verdict in (Verdict.PASSED, Verdict.FAILED)
-        ):
+        """Take the first verdict, unless what is read later overrules it."""
+        if self.verdict is None or verdict in _OVERRULED_BY.get(self.verdict, ()):
             self.verdict, self.detail = verdict, detail
 
     def _send(self, data: bytes) -> None:
@@ -216,15 +215,15 @@ class _Run:
             piece = os.read(key.fd, _PIECE)
             if not piece:
                 self.selector.unregister(key.fileobj)
-            elif not self._keep(key.data, piece):
-                self._decide(
-                    Verdict.OUTPUT_LIMIT, f"wrote more than {self.limits.output_bytes} bytes"
-                )
+            else:
+                self._keep(key.data, piece)
 
     def _keep(self, what: str, piece: bytes) -> bool:
-        """Whether all of it was within the limit."""
+        """Keep output as far as the limit allows; whether that was all of it."""
         room = self.limits.output_bytes - sum(map(len, self.written.values()))
         self.written[what] += piece[: max(room, 0)]
+        if len(piece) > room:
+            self._decide(Verdict.OUTPUT_LIMIT, f"wrote more than {self.limits.output_bytes} bytes")
         return len(piece) <= room
 
     def _write(self) -> None:
