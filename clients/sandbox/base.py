@@ -58,9 +58,9 @@ class Sandbox(ABC):
         Returns:
             The outcomes, in the order of the programs.
         """
-        workers = workers or os.cpu_count() or 1
+        workers = (os.cpu_count() or 1) if workers is None else workers
         if workers < 1:
-            raise InvalidRequestError("workers", f"{workers} is less than 1")
+            raise InvalidRequestError("workers", f"{workers} is less than 1; set it to 1 or more")
         pool = ThreadPoolExecutor(workers, thread_name_prefix="sandbox")
         try:
             pairs = [one if isinstance(one, tuple) else (one, None) for one in programs]
