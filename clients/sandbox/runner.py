@@ -13,9 +13,12 @@ tracebacks lead to them, and patching whatever can be found changes nothing that
 refused by audit hooks, which can't be removed: the garbage collector's search for objects, tracing
 (it could jump over the check's lines), and native code.
 
-What remains possible: bugs of the interpreter, crafted bytecode among them; and code that the check
-itself calls can lie within the language's rules where `compare` doesn't look, or patch the standard
-library during the check and undo that before its end.
+While the check runs, only the standard library may look at frames, where the expected values are.
+
+What remains possible: bugs of the interpreter, crafted bytecode among them; code that disguises
+itself as the library's to look at the check's frames, and copies the expected values or the check's
+names from there; results that lie within the language's rules where `compare` doesn't look; and a
+patch of the library that is made and undone while the check runs. None of that happens by accident.
 
 A message to the host is a kind, the length of its text (2 bytes) and the text.
 """
@@ -28,6 +31,7 @@ import operator
 import os
 import resource
 import sys
+from _thread import get_ident
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import CodeType, ModuleType, TracebackType
@@ -47,6 +51,10 @@ HEAP_TYPE = 1 << 9
 #: Searches for objects that no name leads to; nothing that a benchmark asks for needs them.
 SEARCHES = frozenset({"gc.get_objects", "gc.get_referents", "gc.get_referrers"})
 TRACING = frozenset({"sys.settrace", "sys.setprofile", "sys.monitoring.register_callback"})
+#: Ways to a frame; those of the check hold its expected values and its own names.
+FRAMES = frozenset(
+    {"sys._getframe", "sys._current_frames", "tb_frame", "gi_frame", "cr_frame", "ag_frame"}
+)
 COMPARISONS = {
     "__eq__": operator.eq,
     "__lt__": operator.lt,
@@ -98,11 +106,23 @@ def prepare() -> tuple[list[Callable[..., Any]], list[bytes], bytes]:
     )
     fail = partial(report, tell, os._exit, flush, sys.__excepthook__)
     sys.addaudithook(partial(refuse, tell, os._exit, SEARCHES, prefixes()))
-    hook = partial(refuse, tell, os._exit, TRACING, prefixes())
+    hooks = (
+        partial(refuse, tell, os._exit, TRACING, prefixes()),
+        partial(
+            refuse_frames,
+            tell,
+            os._exit,
+            FRAMES,
+            sys._getframe,
+            get_ident,
+            set(),
+            (*prefixes(), __file__),
+        ),
+    )
     stop_tracing = (sys.settrace, sys.setprofile)
     steps: list[Callable[..., Any]] = [
         partial(run_program, compile, exec, namespace, fail),
-        partial(announce, tell, put_back, stop_tracing, sys.addaudithook, hook),
+        partial(announce, tell, put_back, stop_tracing, sys.addaudithook, hooks),
         partial(receive, tell, take, marshal.loads),
         partial(run_check, exec, namespace, pristine, sys.modules, fail, flush),
         partial(finish, tell, put_back, os._exit),
@@ -204,13 +224,14 @@ def run_program(compile_: Any, exec_: Any, namespace: Any, fail: Any, program: b
 
 
 def announce(
-    tell: Tell, put_back: Any, stop_tracing: Any, add_hook: Any, hook: Any, secret: bytes
+    tell: Tell, put_back: Any, stop_tracing: Any, add_hook: Any, hooks: Any, secret: bytes
 ) -> None:
     """Undo the program's patches, end its tracing, and tell that it ran to its end."""
     for stop in stop_tracing:
         stop(None)
     put_back()
-    add_hook(hook)
+    for hook in hooks:
+        add_hook(hook)
     tell(b"R", secret)
 
 
@@ -281,6 +302,23 @@ def refuse(
         if not path.startswith(paths) or ".." in path:
             tell(b"T", b"loaded native code")
             exit_(1)
+
+
+def refuse_frames(
+    tell: Tell, exit_: Any, ways: frozenset[str], getframe: Any, ident: Any, busy: set[int],
+    library: tuple[str, ...], event: str, arguments: tuple[Any, ...],
+) -> None:  # fmt: skip
+    """Audit hook of the check's time: only the library may look at frames, and not for others."""
+    way = str(arguments[1]) if event == "object.__getattr__" else event
+    thread = ident()
+    if way not in ways or thread in busy:
+        return
+    busy.add(thread)  # to ask who it was raises the same event
+    caller = getframe(1).f_code.co_filename
+    busy.discard(thread)
+    if caller != "<check>" and (not caller.startswith(library) or caller.endswith("/inspect.py")):
+        tell(b"T", b"looked at the frames of its checker")
+        exit_(1)
 
 
 def compare(

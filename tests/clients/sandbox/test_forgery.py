@@ -220,6 +220,13 @@ def test_honest_comparisons_pass(sandbox: Sandbox) -> None:
         "import sys; sys.settrace(print)",
         "import sys; sys.setprofile(print)",
         "import threading, sys; sys.settrace(lambda *a: None)",
+        "import sys; sys._getframe(1).f_builtins['__compare__'] = lambda *a: True",
+        "import inspect; inspect.currentframe().f_back",
+        "import inspect; inspect.stack()",
+        "import sys; sys._current_frames()",
+        "1 / 0\n    except ZeroDivisionError as error:\n        error.__traceback__.tb_frame\n"
+        "    try: pass",
+        "list((f.gi_frame.f_back for f in [(x for x in [1])]))",
     ],
 )
 def test_means_to_forge_are_tampering_even_where_the_answer_is_right(
@@ -231,6 +238,20 @@ def test_means_to_forge_are_tampering_even_where_the_answer_is_right(
     )
     outcome = sandbox.run(program, QUICK, check=CHECK)
     assert outcome.verdict is Verdict.TAMPERED, outcome
+
+
+def test_library_looks_at_frames_for_honest_programs(sandbox: Sandbox) -> None:
+    program = (
+        "import collections, logging, traceback, typing, warnings\n"
+        "def add(a, b):\n"
+        "    collections.namedtuple('P', 'x')\n    typing.TypeVar('T')\n"
+        "    logging.warning('w')\n    warnings.warn('w')\n"
+        "    try:\n        1 / 0\n    except ZeroDivisionError:\n"
+        "        traceback.print_exc()\n"
+        "    return a + b\n"
+    )
+    outcome = sandbox.run(program, QUICK, check=CHECK)
+    assert outcome.passed, outcome
 
 
 def test_native_code_from_tmp_is_tampering(sandbox: Sandbox) -> None:
@@ -247,9 +268,12 @@ def test_native_code_from_tmp_is_tampering(sandbox: Sandbox) -> None:
 
 
 def test_frames_and_tracebacks_lead_to_no_secret(sandbox: Sandbox) -> None:
-    """No frame's names, seen from the check's calls, hold bytes like the secrets."""
+    """No frame's names, seen from the check's calls, hold bytes like the secrets.
+
+    Frames are asked for through a door that the audit hook leaves to the library.
+    """
     program = """
-import sys
+import logging, sys
 
 def reachable(value, depth=0, seen=None):
     seen = set() if seen is None else seen
@@ -259,6 +283,8 @@ def reachable(value, depth=0, seen=None):
     yield value
     inner = []
     if isinstance(value, dict):
+        inner += [*value.keys(), *value.values()]
+    elif type(value).__name__ == "FrameLocalsProxy":  # from Python 3.13 on
         inner += [*value.keys(), *value.values()]
     elif isinstance(value, (list, tuple, set, frozenset)):
         inner += value
@@ -274,7 +300,7 @@ def reachable(value, depth=0, seen=None):
 
 def add(a, b):
     sys.setrecursionlimit(10000)
-    everything = list(reachable(sys._getframe()))
+    everything = list(reachable(logging.currentframe()))
     secrets = {one for one in everything if type(one) is bytes and len(one) == 16}
     print(len(everything) > 1000, secrets - {b"MALLOC_ARENA_MAX"})
     functions = {one.__name__ for one in everything if type(one) is type(add)}
