@@ -181,6 +181,19 @@ def test_learning_is_sent_as_it_is_given(run: Run, suite: Suite) -> None:
     assert other.asked[0][1]["ttt"] == {"gate": "off"}
 
 
+def test_options_may_come_from_the_environment(
+    run: Run, suite: Suite, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in (("MAX_TOKENS", "55"), ("GATE", "off"), ("JSON", str(tmp_path / "o.json"))):
+        monkeypatch.setenv(f"PONDERTTT_BENCH_{name}", value)
+    server = FakeCoder(suite)
+    result = run(server)
+    assert result.exit_code == 0, result.output
+    assert server.asked[0][1]["max_tokens"] == 55
+    assert server.asked[0][1]["ttt"] == {"gate": "off"}
+    assert json.loads((tmp_path / "o.json").read_text())["passed"] == 8
+
+
 def test_endpoint_that_does_not_learn_is_scored_too(run: Run, suite: Suite, tmp_path: Path) -> None:
     result = run(FakeCoder(suite, WRONG, learns=False))
     assert result.exit_code == 0, result.output
