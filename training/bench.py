@@ -22,6 +22,7 @@ from training.environments.budgeted import BudgetRules
 from training.live import Method, play_live
 from training.live_results import LiveResult, by_repository, cut_torn_end, mean_costs
 from training.rollouts.episodes import Episode
+from training.rollouts.lanes import TrunkCache
 from training.trials import Trial
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,8 @@ class Bench:
         self._digest = hashlib.sha256(json.dumps(text).encode()).hexdigest()[:24]
         self._known: dict[str, TrialResult] = {}
         self._off: dict[str, float] = {}
+        # By the first adaptive block: below it nothing differs between trials.
+        self._trunks: dict[int, TrunkCache] = {}
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.touch()
@@ -156,7 +159,8 @@ class Bench:
     def _play(
         self, core: EngineCore, episodes: Sequence[Episode], method: Method, rules: BudgetRules
     ) -> list[LiveResult]:
-        return play_live(core, episodes, [method], rules, None)
+        trunks = self._trunks.setdefault(core.bank.layout.first_layer, TrunkCache())
+        return play_live(core, episodes, [method], rules, None, trunks=trunks)
 
     def _base(
         self, core: EngineCore, episodes: Sequence[Episode], rules: BudgetRules

@@ -256,7 +256,8 @@ class Writer:
             if write.before is None:
                 raise RuntimeError("a write is judged after its last step")
             change = after - write.before[: len(after)]
-            write.losses.append(float(write.before.mean() + change.mean()))
+            # An estimate from few tokens may fall below what a loss can be.
+            write.losses.append(max(0.0, float(write.before.mean() + change.mean())))
             write.failure = self.verdict(write.losses, write.staged.weights)
 
     def _judged(self, write: Write) -> int:

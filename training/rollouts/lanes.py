@@ -159,11 +159,12 @@ class Lanes:
 
     Args:
         core: gives model, bank, phases and costs; its bank needs a slot for every lane.
+        trunks: of other lanes on the same model whose fast weights begin at the same block.
     """
 
-    def __init__(self, core: EngineCore) -> None:
+    def __init__(self, core: EngineCore, trunks: TrunkCache | None = None) -> None:
         self.core = core
-        self._trunks = TrunkCache()
+        self._trunks = TrunkCache() if trunks is None else trunks
         self._opened = 0
 
     def open(self, episode: Episode) -> Lane:
