@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,6 +37,7 @@ _KEPT_LOGITS = 256 << 20
 
 #: Tokens on which a write is judged at least, where it has so many.
 _LEAST_JUDGED = 32
+_JUDGED_RUNS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,14 @@ class Write:
         return self.failure is not None or self.steps_done >= self.action.steps
 
 
+class _Run(NamedTuple):
+    """Rows offset … offset+rows-1 of a write, given by its index."""
+
+    write: int
+    offset: int
+    rows: int
+
+
 class Writer:
     """Takes gradient steps for batches of writes and judges the results.
 
@@ -132,8 +142,8 @@ class Writer:
         """One gradient step of each write, in one backward; then judge those that are finished.
 
         Losses in nats per token are appended to each write: one per step, measured before it,
-        and, once finished, the loss after the last. Where that is measured on the first tokens
-        only, it is the loss before plus what these tokens' losses have changed. A failure is noted
+        and, once finished, the loss after the last. Where that is measured on some tokens only,
+        it is the loss before plus what these tokens' losses have changed. A failure is noted
         in `failure`.
         """
         self._gradient_step(writes)
@@ -247,22 +257,36 @@ class Writer:
             write.failure = "not_finite"
 
     def _judge(self, writes: Sequence[Write]) -> None:
-        counts = [self._judged(write) for write in writes]
+        runs = [run for index, write in enumerate(writes) for run in self._judged(index, write)]
         with torch.no_grad():
             staged = torch.stack([write.staged.weights for write in writes])
-            normed, targets = self._replay(writes, staged, counts)
+            normed, targets = self._replay(writes, staged, runs)
             losses = token_losses(normed, self._model.head, targets)
-        for write, after in zip(writes, losses.split(counts), strict=True):
-            if write.before is None:
+        after: list[list[Tensor]] = [[] for _ in writes]
+        before: list[list[Tensor]] = [[] for _ in writes]
+        for run, found in zip(runs, losses.split([run.rows for run in runs]), strict=True):
+            known = writes[run.write].before
+            if known is None:
                 raise RuntimeError("a write is judged after its last step")
-            change = after - write.before[: len(after)]
+            after[run.write].append(found)
+            before[run.write].append(known[run.offset : run.offset + run.rows])
+        for write, new, old in zip(writes, after, before, strict=True):
+            change = torch.cat(new).mean() - torch.cat(old).mean()
             # An estimate from few tokens may fall below what a loss can be.
-            write.losses.append(max(0.0, float(write.before.mean() + change.mean())))
+            write.losses.append(max(0.0, write.losses[0] + float(change)))
             write.failure = self.verdict(write.losses, write.staged.weights)
 
-    def _judged(self, write: Write) -> int:
-        """Rows from the first on; what comes after them need not be replayed."""
-        return min(write.rows, max(_LEAST_JUDGED, round(self.rule.judge_share * write.rows)))
+    def _judged(self, index: int, write: Write) -> list[_Run]:
+        """Some runs of rows, spread evenly; what lies between them need not be replayed.
+
+        A run attends to what the read left of the rows before it, as all text to come does.
+        """
+        count = max(_LEAST_JUDGED, round(self.rule.judge_share * write.rows))
+        if count >= write.rows:
+            return [_Run(index, 0, write.rows)]
+        rows = count // _JUDGED_RUNS
+        room = write.rows - rows
+        return [_Run(index, n * room // (_JUDGED_RUNS - 1), rows) for n in range(_JUDGED_RUNS)]
 
     def verdict(self, losses: Sequence[float], weights: Tensor) -> str | None:
         """Why an update must be rolled back: `not_finite`, `norm` or `loss`; None if it may stay.
@@ -280,20 +304,26 @@ class Writer:
         return None
 
     def _replay(
-        self, writes: Sequence[Write], staged: Tensor, counts: Sequence[int] | None = None
+        self, writes: Sequence[Write], staged: Tensor, runs: Sequence[_Run] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Adaptive blocks over the boundary activations: normed [N, hidden], targets [N].
 
-        `counts`: rows of each write, from its first on; None: all of them.
+        `runs`: the rows that are wanted; None: all of every write.
         """
         model = self._model
-        lengths = [write.rows for write in writes] if counts is None else list(counts)
-        segments = [(w.cache, w.start, n) for w, n in zip(writes, lengths, strict=True)]
+        if runs is None:
+            runs = [_Run(index, 0, write.rows) for index, write in enumerate(writes)]
+        of = [writes[run.write] for run in runs]
+        segments = [(w.cache, w.start + r.offset, r.rows) for w, r in zip(of, runs, strict=True)]
         batch: FlatBatch = model.batch(segments, replay=True)
         adapter = BatchedAdapter(
-            self._layout.views(staged), range(len(writes)), lengths, self._layout.config.scale
+            self._layout.views(staged),
+            [run.write for run in runs],
+            [run.rows for run in runs],
+            self._layout.config.scale,
         )
-        x = torch.cat([w.boundary[:n] for w, n in zip(writes, lengths, strict=True)])
+        rows = [slice(run.offset, run.offset + run.rows) for run in runs]
+        x = torch.cat([w.boundary[r] for w, r in zip(of, rows, strict=True)])
         x = model.run(x, self._layout.first_layer, self._layout.last_layer, batch, adapter)
-        targets = torch.cat([w.targets[:n] for w, n in zip(writes, lengths, strict=True)])
+        targets = torch.cat([w.targets[r] for w, r in zip(of, rows, strict=True)])
         return model.normed(x), targets
