@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ponderttt.adaptation.actions import Action
+from ponderttt.adaptation.actions import Action, CostModelName
 from ponderttt.errors import InvalidRequestError
 from training.baseline import baseline
 from training.policy import policy
@@ -164,8 +164,12 @@ def calibrate_command(
     recipe: RecipeArgument,
     output: Annotated[Path, typer.Option(help="Folder for trials.jsonl and calibration.json.")],
     budget: Annotated[
-        float, typer.Option(help="Mean measured cost per chunk that every trial may spend.")
-    ] = 1.75,
+        float, typer.Option(help="Mean cost per chunk that every trial may spend.")
+    ] = 1.5,
+    cost_model: Annotated[
+        CostModelName,
+        typer.Option(help="The budget's; nominal where the machine is too busy to time anything."),
+    ] = "measured",
     repositories: Annotated[
         int, typer.Option(min=1, help="Training repositories that are read.")
     ] = 6,
@@ -183,6 +187,7 @@ def calibrate_command(
         recipe,
         output,
         budget=budget,
+        cost_model=cost_model,
         repositories=repositories,
         chunks=chunks,
         stages=stage or (),
