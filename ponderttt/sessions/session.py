@@ -23,9 +23,14 @@ MAX_LEARNED = 65536
 _EMA = 0.9
 
 
+def is_session_id(name: str) -> bool:
+    """Whether `name` is 1–128 of letters, digits, `.`, `_`, `-`, the first a letter or digit."""
+    return _NAME.fullmatch(name) is not None
+
+
 def check_session_id(param: str, name: str) -> None:
     """Raise InvalidRequestError unless `name` is 1–128 of letters, digits, `.`, `_`, `-`."""
-    if not _NAME.fullmatch(name):
+    if not is_session_id(name):
         raise InvalidRequestError(
             param,
             f"{name[:140]!r} is not a session id; use 1 to 128 letters, digits, '.', '_' or '-', "
@@ -46,6 +51,10 @@ class Session:
         slot: of the bank while they are.
         pins: requests that are using the slot now.
         version: of the fast weights; counts commits.
+        owner_key: id of the API key that made it; None: nobody's.
+        pinned: versions that the store keeps as snapshots, oldest first.
+        kept: versions that the store holds, ascending; the last is what a crash would leave.
+        cold: the store alone holds the weights; they are fetched when somebody needs them.
     """
 
     owner: str
@@ -65,6 +74,10 @@ class Session:
     rollbacks: int = 0
     created: float = field(default_factory=time.time)
     last_used: float = field(default_factory=time.time)
+    owner_key: str | None = None
+    pinned: list[int] = field(default_factory=list)
+    kept: tuple[int, ...] = ()
+    cold: bool = False
 
     @property
     def id(self) -> str | None:
