@@ -6,8 +6,10 @@ Everything here but `prepare` runs in one thread. `Engine` and `AsyncEngine` are
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -45,14 +47,19 @@ from ponderttt.models import store
 from ponderttt.models.checkpoint import load_decoder, torch_device, torch_dtype
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.tokenizer import Tokenizer
+from ponderttt.sessions.codec import StateCodec
+from ponderttt.sessions.files import open_files
 from ponderttt.sessions.manager import SessionManager
+from ponderttt.sessions.store import SessionStore
+from ponderttt.sessions.vault import StoreStats
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counts at one moment; `kv_*` in positions, `prefix_*` of the prefix cache."""
+    """Counts at one moment; `kv_*` in positions, `prefix_*` of the prefix cache, `store` of the
+    session store, if there is one."""
 
     running: int = 0
     waiting: int = 0
@@ -65,6 +72,7 @@ class EngineStats:
     evictions: int = 0
     prefix_trunk: PrefixCounts = field(default_factory=PrefixCounts)
     prefix_adaptive: PrefixCounts = field(default_factory=PrefixCounts)
+    store: StoreStats | None = None
 
 
 class EngineCore:
@@ -120,6 +128,14 @@ class EngineCore:
             model, self.reader, self._learner, self._emitter, self._admission.fork_sequence
         )
         self._running: list[Group] = []
+        self._close_guard = threading.Lock()
+        self._closed = False
+        self.sessions.on_reset = self.prefixes.cache.drop
+        if config.store is not None:
+            codec = StateCodec(layout, self.bank.fresh_weights, model_name, rule.max_norm)
+            files = open_files(config.store.url)
+            store = SessionStore(files, codec, config.store.keep_versions)
+            self.sessions.attach(store, config.store)
 
     @classmethod
     def from_pretrained(
@@ -231,21 +247,43 @@ class EngineCore:
             except Exception:  # whatever state the engine is in, everybody gets an answer
                 _LOG.exception("request %s could not be cleaned up", group.id)
 
-    def delete_session(self, name: str) -> None:
+    def delete_session(self, name: str) -> Future[None] | None:
         """Forget a session, and what it was still to learn in the background.
 
+        Returns:
+            Done when nothing of it is stored any more; None where there is no store.
         Raises:
             NotFoundError: unknown.
-            ConflictError: a request is using it.
+            ConflictError: a request is using it, or another server.
         """
+        if name in self.sessions.unreadable():
+            return self.sessions.delete(name)
         session = self.sessions.get(name)
         learning = [g for g in self._running if g.background and g.session is session]
         # Where the session can't be deleted, it goes on learning.
         if len(learning) == session.pins:
             for group in learning:
                 self._retire(group, None)
-        self.sessions.delete(name)
+        deleted = self.sessions.delete(name)
         self.prefixes.cache.drop(session)
+        return deleted
+
+    def close(self, seconds: float = 60.0) -> None:
+        """Store all sessions and let go of them; once no thread uses the engine any more.
+
+        Args:
+            seconds: limit for what the store takes.
+        """
+        with self._close_guard:
+            if self._closed:
+                return
+            self._closed = True
+            unsaved = self.sessions.close(seconds)
+        if unsaved:
+            _LOG.error(
+                "%d sessions could not be saved within %g s: %s",
+                len(unsaved), seconds, ", ".join(unsaved),
+            )  # fmt: skip
 
     def export_adapter(self, name: str, directory: Path) -> None:
         """Write a session's fast weights as a PEFT adapter directory."""
@@ -282,12 +320,14 @@ class EngineCore:
             evictions=self.sessions.evictions,
             prefix_trunk=replace(self.prefixes.cache.trunk_counts),
             prefix_adaptive=replace(self.prefixes.cache.adaptive_counts),
+            store=self.sessions.store_stats(),
         )
 
     # --- phases --------------------------------------------------------------------------
 
     def step(self) -> bool:
         """Admit what fits and run one phase; False where there was nothing to do."""
+        self.sessions.tick()
         self._admit()
         plan = self._next_plan()
         if plan is None:
