@@ -130,6 +130,7 @@ def _banner(url: str, core: EngineCore) -> str:
 PonderTTT serves {core.model_name} at {url}
   gate {core.default_gate} · budget {ttt.budget:g} × forward ({ttt.cost_model}) · \
 chunks of {ttt.chunk_size} tokens · context {core.max_model_len}
+  sessions in {core.sessions.store_url or "memory"} ({len(core.sessions)} there)
   documentation {url}/docs · metrics {url}/metrics
 
 Try it:

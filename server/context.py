@@ -43,6 +43,9 @@ class Context:
 
     async def submit(self, requests: Sequence[engine_request.Request]) -> Events:
         """Queue requests that belong together; PonderError where one of them is wrong."""
+        for name in {r.ttt.session for r in requests if r.ttt is not None}:
+            if name is not None:
+                await self.engine.warm(name)
         return await submit(self.engine, requests, self.metrics.rejected)
 
 

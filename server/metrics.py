@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from ponderttt import __version__
 from ponderttt.engine.core import EngineStats
 from ponderttt.engine.observer import StepRecord
 from ponderttt.engine.outputs import ChunkReport
+from ponderttt.sessions.vault import StoreStats
 
 # Editors live below 0.3 s, batch jobs above 60 s.
 _LATENCY = (
@@ -177,6 +183,38 @@ class _StatsCollector(Collector):
             value=stats.evictions,
         )
         yield from _prefix_metrics(stats)
+        if stats.store is not None:
+            yield from _store_metrics(stats.store)
+
+
+def _store_metrics(store: StoreStats) -> Iterator[Metric]:
+    """Of the session store, where there is one."""
+    counters: dict[str, tuple[str, float]] = {
+        "bytes": ("Bytes of committed versions.", store.commit_bytes),
+        "failures": ("Commits, loads and deletions that failed.", store.failures),
+        "recoveries": (
+            "Loads that found the newest version damaged and fell back to an older one.",
+            store.recoveries,
+        ),
+        "evictions": ("Sessions whose weights were left to the store alone.", store.put_away),
+    }
+    for name, (text, value) in counters.items():
+        yield CounterMetricFamily(f"ponderttt_session_store_{name}", text, value=value)
+    summaries = {
+        "commit": ("Time of a session's commit.", store.commits, store.commit_seconds),
+        "load": ("Time to read a session.", store.loads, store.load_seconds),
+    }
+    for name, (text, count, seconds) in summaries.items():
+        yield SummaryMetricFamily(
+            f"ponderttt_session_store_{name}_seconds", text, count_value=count, sum_value=seconds
+        )
+    gauges: dict[str, tuple[str, float]] = {
+        "unsaved": ("Sessions with changes that are not committed yet.", store.unsaved),
+        "unsaved_seconds": ("Age of the oldest of these changes.", store.unsaved_seconds),
+        "unreadable": ("Stored sessions that can't be read.", store.unreadable),
+    }
+    for name, (text, value) in gauges.items():
+        yield GaugeMetricFamily(f"ponderttt_session_store_{name}", text, value=value)
 
 
 def _prefix_metrics(stats: EngineStats) -> Iterator[Metric]:

@@ -51,6 +51,8 @@ def describe_session(core: EngineCore, session: Session, *, in_list: bool = Fals
                 measured=session.ledger.mean("measured"),
                 seconds=session.ledger.seconds,
             ),
+            "kept_versions": list(session.kept),
+            "snapshots": list(session.pinned),
             "norm": None if in_list else core.sessions.norm(session),
             "digest": None if in_list else core.sessions.digest(session),
         }

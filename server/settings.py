@@ -36,7 +36,7 @@ ENV_PREFIX = "PONDERTTT_"
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 
 ActionName = Literal["SKIP", "UPDATE_1", "UPDATE_2", "UPDATE_4"]
-Panel = Literal["Model", "Learning", "Limits", "Server"]
+Panel = Literal["Model", "Learning", "Sessions", "Limits", "Server"]
 
 
 def _field(panel: Panel, default: Any, description: str, **limits: Any) -> Any:
@@ -131,6 +131,42 @@ class Settings(BaseSettings):
         "Learning", True, "Time the actions at start-up instead of estimating their cost."
     )
 
+    sessions: str | None = _field(
+        "Sessions",
+        None,
+        "Where sessions are kept: a directory, a URL of fsspec (s3://bucket/prefix), or memory; by "
+        "default a directory of the model below PONDERTTT_DATA or the user's data directory.",
+    )
+    session_versions: int = _field(
+        "Sessions", 3, "Versions kept of each session to go back to.", ge=1, le=1000
+    )
+    session_write_delay: float = _field(
+        "Sessions",
+        2.0,
+        "Seconds after which what a session has learned is handed to the store at the latest.",
+        ge=0,
+        le=3600,
+    )
+    session_idle_seconds: float = _field(
+        "Sessions",
+        600.0,
+        "Seconds after which the store alone holds an unused session, and any server may take it.",
+        ge=0,
+    )
+    session_ttl: float | None = _field(
+        "Sessions",
+        None,
+        "Seconds after which an unused session is deleted; by default never.",
+        gt=0,
+    )
+    ram_sessions: int = _field(
+        "Sessions",
+        64,
+        "Sessions outside the bank whose fast weights stay in RAM; the others are read from the "
+        "store when they are needed.",
+        ge=0,
+    )
+
     max_model_len: int | None = _field(
         "Limits",
         None,
@@ -199,6 +235,13 @@ class Settings(BaseSettings):
         if engine == "vllm":
             raise ValueError("'vllm' is not available in this version; use 'torch'")
         return engine
+
+    @field_validator("sessions")
+    @classmethod
+    def _sessions_have_a_place(cls, sessions: str | None) -> str | None:
+        if sessions is not None and not sessions.strip():
+            raise ValueError("is empty; give a directory, a URL, or memory")
+        return sessions
 
     @field_validator("policy")
     @classmethod

@@ -33,6 +33,7 @@ async def adapt(
     """Teach a session documents of any length, chunk by chunk."""
     engine = context.engine
     # Before the work of encoding: is there anybody to teach?
+    await engine.warm(session_id)
     await engine.call(lambda core: core.sessions.get(session_id))
     with own_field_names():
         ttt = body.params(session_id)

@@ -18,6 +18,7 @@ from server.routes.common import ERRORS, StrictRoute, json_response, own_field_n
 from server.schemas.session import (
     CreateSession,
     ForkSession,
+    RollbackSession,
     SessionDeleted,
     SessionList,
     SessionObject,
@@ -36,12 +37,12 @@ async def create_session(
     """A session that has learned nothing yet."""
     wanted = body or CreateSession.model_validate({})
 
-    def create(core: EngineCore) -> SessionObject:
+    def create(core: EngineCore, session_id: str) -> SessionObject:
         with own_field_names():
             defaults = session_defaults(core, wanted)
-        return describe_session(core, core.sessions.create(wanted.id, defaults))
+        return describe_session(core, core.sessions.create(session_id, defaults))
 
-    return json_response(await context.engine.call(create), 201)
+    return json_response(await context.engine.new_session(wanted.id, create), 201)
 
 
 @router.get("")
@@ -58,6 +59,7 @@ async def list_sessions(context: ContextDep) -> SessionList:
 @router.get("/{session_id}")
 async def retrieve_session(session_id: str, context: ContextDep) -> SessionObject:
     """One session."""
+    await context.engine.warm(session_id)
     return await context.engine.call(
         lambda core: describe_session(core, core.sessions.get(session_id))
     )
@@ -65,8 +67,11 @@ async def retrieve_session(session_id: str, context: ContextDep) -> SessionObjec
 
 @router.delete("/{session_id}")
 async def delete_session(session_id: str, context: ContextDep) -> SessionDeleted:
-    """Forget a session; 409 while a request uses it."""
-    await context.engine.call(lambda core: core.delete_session(session_id))
+    """Delete a session and all that is stored of it; 409 while a request uses it."""
+    await context.engine.find(session_id)
+    deleted = await context.engine.call(lambda core: core.delete_session(session_id))
+    if deleted is not None:
+        await asyncio.shield(asyncio.wrap_future(deleted))
     return SessionDeleted(id=session_id)
 
 
@@ -76,15 +81,46 @@ async def fork_session(
 ) -> Response:
     """A copy that goes its own way from here."""
     new_id = body.id if body is not None else None
-    fork = await context.engine.call(
-        lambda core: describe_session(core, core.sessions.fork(session_id, new_id))
+    engine = context.engine
+    await engine.warm(session_id)
+
+    def fork(core: EngineCore, name: str) -> SessionObject:
+        return describe_session(core, core.sessions.fork(session_id, name))
+
+    return json_response(await engine.new_session(new_id, fork), 201)
+
+
+@router.post("/{session_id}/snapshot")
+async def snapshot_session(session_id: str, context: ContextDep) -> SessionObject:
+    """Keep the current version beyond the last few, as long as no newer snapshots replace it."""
+    await context.engine.warm(session_id)
+    return await context.engine.call(
+        lambda core: describe_session(core, core.sessions.snapshot(session_id))
     )
-    return json_response(fork, 201)
+
+
+@router.post("/{session_id}/rollback")
+async def roll_back_session(
+    session_id: str, body: RollbackSession, context: ContextDep
+) -> SessionObject:
+    """Go back to a kept version, under a new number; the ledger stays as it is."""
+    engine = context.engine
+    await engine.warm(session_id)
+    sessions = engine.core.sessions
+    await engine.call(lambda core: core.sessions.get(session_id))
+    loaded = await asyncio.to_thread(sessions.read_version, session_id, body.version)
+
+    def roll_back(core: EngineCore) -> SessionObject:
+        session = core.sessions.rollback(session_id, body.version, loaded)
+        return describe_session(core, session)
+
+    return await engine.call(roll_back)
 
 
 @router.get("/{session_id}/adapter", response_class=FileResponse)
 async def download_adapter(session_id: str, context: ContextDep) -> Response:
     """The fast weights as a PEFT adapter, zipped."""
+    await context.engine.warm(session_id)
     directory = tempfile.TemporaryDirectory(prefix="ponderttt-")
     try:
         files = Path(directory.name) / "adapter"

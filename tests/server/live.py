@@ -97,7 +97,13 @@ def live_server(directory: Path, **options: Any) -> Iterator[Live]:
         directory: of the checkpoint.
         options: fields of `Settings` that differ from what suits a test.
     """
-    given = {"measure_costs": False, "drain_seconds": 1.0, "learning_rate": 0.01, **options}
+    given = {
+        "sessions": "memory",
+        "measure_costs": False,
+        "drain_seconds": 1.0,
+        "learning_rate": 0.01,
+        **options,
+    }
     settings = Settings(model=str(directory), **given)
     core = EngineCore.from_pretrained(settings.model, config=engine_config(settings))
     engine = AsyncEngine(core)

@@ -12,6 +12,7 @@ from ponderttt.adaptation.calibration import calibration_for
 from ponderttt.adaptation.rules import UpdateRule
 from ponderttt.errors import InvalidRequestError
 from ponderttt.fast_weights.layout import LoRAConfig
+from ponderttt.sessions.config import StoreConfig
 from server.engine_config import engine_config
 from server.settings import ENV_PREFIX, Settings, load_settings
 
@@ -125,6 +126,26 @@ def test_settings_reach_the_engine() -> None:
     assert (config.max_model_len, config.max_num_seqs, config.max_waiting) == (100, 3, 4)
     assert (config.adapter_slots, config.max_sessions, config.measure_costs) == (5, 6, False)
     assert config.prefix_cache_bytes == 7
+
+
+def test_sessions_are_kept_below_the_users_data_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PONDERTTT_DATA", str(tmp_path))
+    store = engine_config(Settings(model="somebody/model")).store
+    assert store == StoreConfig(str(tmp_path / "sessions" / "somebody--model"))
+
+
+def test_session_settings_reach_the_store() -> None:
+    settings = Settings(
+        sessions="s3://bucket/place", session_versions=5, session_write_delay=0.5,
+        session_idle_seconds=60, session_ttl=3600, ram_sessions=7,
+    )  # fmt: skip
+    assert engine_config(settings).store == StoreConfig(
+        "s3://bucket/place", keep_versions=5, write_delay=0.5, ram_sessions=7, idle_seconds=60,
+        ttl=3600,
+    )  # fmt: skip
+    assert engine_config(Settings(sessions="memory")).store is None
 
 
 def test_model_brings_its_calibration() -> None:
