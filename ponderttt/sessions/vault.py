@@ -31,7 +31,7 @@ from ponderttt.sessions.workers import Workers
 _LOG = logging.getLogger(__name__)
 
 _WRITERS, _READERS = 4, 4
-_TICK_SECONDS = 0.05
+_TICK_SECONDS = 0.02
 _MOST_BACKOFF = 30.0
 #: Seconds after which what was fetched and not asked for again is let go.
 _FETCH_SECONDS = 30.0
