@@ -36,6 +36,7 @@ from ponderttt.sessions.codec import StateCodec
 from ponderttt.sessions.config import StoreConfig
 from ponderttt.sessions.files import open_files
 from ponderttt.sessions.manager import SessionManager
+from ponderttt.sessions.record import RECORD_FILE
 from ponderttt.sessions.session import Session
 from ponderttt.sessions.store import SessionStore
 
@@ -49,12 +50,14 @@ class Lab:
     Args:
         bank, codec: of the model's fast weights.
         config: of the store.
+        noise: [P].
         journal: what the last child did, a line per event: monotonic time, event, session, version.
     """
 
     bank: AdapterBank
     codec: StateCodec
     config: StoreConfig
+    noise: torch.Tensor
     journal: Path
 
     def store(self) -> SessionStore:
@@ -62,11 +65,11 @@ class Lab:
         return SessionStore(open_files(self.config.url), self.codec, self.config.keep_versions)
 
     def content(self, name: str, version: int) -> AdapterState:
-        """What a version holds: random, but the same every time."""
-        generator = torch.Generator().manual_seed(zlib.crc32(f"{name}/{version}".encode()))
-        noise = torch.randn(3, self.codec.layout.size, generator=generator)
-        weights = self.bank.fresh_weights + 1e-3 * noise[0]
-        return AdapterState(weights, noise[1], noise[2].abs(), version)
+        """What a version holds: another for each, but the same every time, and soon made."""
+        factor = 1.0 + zlib.crc32(f"{name}/{version}".encode()) / 2**32
+        noise = self.noise * factor
+        weights = self.bank.fresh_weights + 1e-3 * noise
+        return AdapterState(weights, noise, noise.abs(), version)
 
 
 def child(lab: Lab) -> None:
@@ -105,8 +108,8 @@ def child(lab: Lab) -> None:
         time.sleep(0.001)
 
 
-def run_and_kill(lab: Lab, seconds: float) -> float:
-    """One child's life, from when it has all sessions; the time of its death."""
+def run_and_kill(lab: Lab, seconds: float) -> tuple[float, float]:
+    """One child's life, from when it has all sessions; Unix time of that, and when it died."""
     lab.journal.unlink(missing_ok=True)
     pid = os.fork()
     if pid == 0:
@@ -116,13 +119,23 @@ def run_and_kill(lab: Lab, seconds: float) -> float:
             os._exit(1)
     while not lab.journal.exists():
         time.sleep(0.0005)
+    begun = time.time()
     time.sleep(seconds)
     died = time.monotonic()
     os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     if not os.WIFSIGNALED(status):
         raise SystemExit("the child ended by itself; its traceback stands above")
-    return died
+    return begun, died
+
+
+def is_torn(root: Path, begun: float) -> bool:
+    """Whether a commit that began after `begun` (Unix time) was left unfinished."""
+    for path in root.glob("*/v*/*"):
+        unfinished = path.suffix == ".tmp" or not (path.parent / RECORD_FILE).exists()
+        if unfinished and path.stat().st_mtime > begun:
+            return True
+    return False
 
 
 @dataclass
@@ -131,7 +144,7 @@ class Findings:
 
     Args:
         kills: so far.
-        torn: kills that left an unfinished version behind.
+        torn: kills amid a commit, which left an unfinished version behind.
         lost: changes that were lost.
         oldest_lost: age in seconds of the oldest of them.
         versions: newest version of each session.
@@ -144,14 +157,13 @@ class Findings:
     versions: dict[str, int] | None = None
 
 
-def check(lab: Lab, died: float, findings: Findings) -> None:
+def check(lab: Lab, begun: float, died: float, findings: Findings) -> None:
     """Read every session back; AssertionError where something is wrong."""
     store = lab.store()
     events = [line.split() for line in lab.journal.read_text().splitlines(keepends=False)]
     versions: dict[str, int] = dict(findings.versions or {})
     listing = store.listing()
     assert not listing.unreadable, listing.unreadable
-    torn = False
     for name in (facts.id for facts, _ in listing.readable):
         loaded = store.load(name)
         assert not loaded.damaged, loaded.damaged
@@ -169,11 +181,9 @@ def check(lab: Lab, died: float, findings: Findings) -> None:
             if event == "changed" and int(number) > version:
                 findings.lost += 1
                 findings.oldest_lost = max(findings.oldest_lost, died - float(moment))
-        names = store.files.names(name)
-        torn |= sum(each.startswith("v") for each in names) > len(loaded.kept)
         versions[name] = version
     findings.kills += 1
-    findings.torn += torn
+    findings.torn += is_torn(Path(lab.config.url), begun)
     findings.versions = versions
 
 
@@ -208,15 +218,16 @@ def make_lab(model: str, url: str, delay: float, rank: int | None) -> Lab:
     layout = AdapterLayout(decoder, config)
     bank = AdapterBank(layout, len(NAMES) + 1, torch.device("cpu"), torch.float32)
     codec = StateCodec(layout, bank.fresh_weights, served_name(model), max_norm=1e6)
-    return Lab(bank, codec, StoreConfig(url, write_delay=delay), Path(url).with_suffix(".journal"))
+    noise = torch.randn(layout.size, generator=torch.Generator().manual_seed(0))
+    store = StoreConfig(url, write_delay=delay)
+    return Lab(bank, codec, store, noise, Path(url).with_suffix(".journal"))
 
 
 def run(lab: Lab, kills: int, longest: float, seed: int, say: Callable[[str], None]) -> Findings:
     """Kill so many children, checking after each."""
     draws, findings = random.Random(seed), Findings()
     for number in range(kills):
-        died = run_and_kill(lab, draws.uniform(0.0, longest))
-        check(lab, died, findings)
+        check(lab, *run_and_kill(lab, draws.uniform(0.0, longest)), findings)
         if (number + 1) % 20 == 0:
             say(f"{number + 1} kills: {findings}")
     return findings
@@ -227,7 +238,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--delay", type=float, default=0.02, help="write delay in seconds")
+    parser.add_argument("--delay", type=float, default=0.01, help="write delay in seconds")
     parser.add_argument("--longest", type=float, default=0.5, help="longest life, seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", help="of the store; by default a temporary one")
