@@ -31,12 +31,14 @@ class RewardConfig:
     Args:
         retention: what a chunk one further away counts less; 0: the next chunk alone.
         beginnings: share of later documents' chunks for which their beginnings stand.
+        smooth: train on gains as far as features explain them; see `training.analysis.smoothing`.
     Raises:
         InvalidRequestError: outside [0, 1].
     """
 
     retention: float = 0.95
     beginnings: float = 1.0
+    smooth: bool = False
 
     def __post_init__(self) -> None:
         for name in ("retention", "beginnings"):
