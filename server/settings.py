@@ -67,7 +67,33 @@ class Settings(BaseSettings):
     dtype: Literal["float32", "bfloat16", "float16"] = _field(
         "Model", "float32", "Floating-point type of the weights."
     )
-    engine: Literal["torch", "vllm"] = _field("Model", "torch", "What runs the model.")
+    engine: Literal["torch", "vllm"] = _field(
+        "Model",
+        "torch",
+        "What generates: this process (torch), or a vLLM server that serves the same model, while "
+        "this process decides and learns.",
+    )
+    vllm_url: str | None = _field(
+        "Model", None, "Address of the vLLM server, such as http://127.0.0.1:8001."
+    )
+    vllm_adapter_dir: Path | None = _field(
+        "Model",
+        None,
+        "Directory for adapters, which vLLM reads under the same path; by default a temporary one, "
+        "for a vLLM of the same user on this machine.",
+    )
+    vllm_timeout: float = _field(
+        "Model", 60.0, "Seconds that vLLM gets to send a token, or to load an adapter.", gt=0
+    )
+    vllm_max_adapters: int | None = _field(
+        "Model",
+        None,
+        "Adapters loaded in vLLM at once; by default its --max-loras, as its metrics tell.",
+        ge=1,
+    )
+    vllm_api_key_file: Path | None = _field(
+        "Model", None, "File with the key that vLLM was started with (--api-key)."
+    )
     threads: int | None = _field(
         "Model", None, "CPU threads of PyTorch; by default PyTorch chooses.", ge=1, le=1024
     )
@@ -229,12 +255,12 @@ class Settings(BaseSettings):
         "Server", "info", "Least severity that is logged; from info on, every request is."
     )
 
-    @field_validator("engine")
+    @field_validator("vllm_api_key_file")
     @classmethod
-    def _engine_is_there(cls, engine: str) -> str:
-        if engine == "vllm":
-            raise ValueError("'vllm' is not available in this version; use 'torch'")
-        return engine
+    def _key_is_there(cls, file: Path | None) -> Path | None:
+        if file is not None and not file.expanduser().is_file():
+            raise ValueError(f"{file} is not a file; give one that holds vLLM's key")
+        return file.expanduser() if file is not None else None
 
     @field_validator("sessions")
     @classmethod

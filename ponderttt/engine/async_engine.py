@@ -81,6 +81,7 @@ class AsyncEngine:
         self._lock = threading.Lock()  # between posting a job and closing the inbox
         self._closed = False
         self._wake = threading.Event()
+        core.call_on_arrival(self._wake.set)
         self._stopping = False
         # Told by the engine's thread between its steps: within one, a request may be in no list.
         self._idle = True
@@ -252,6 +253,7 @@ class AsyncEngine:
                 except Exception:  # the others must hear of the end, too
                     _LOG.exception("a job of the inbox failed")
             self.core.abort_all(UnavailableError(f"the request was cut off: {reason}"))
+            self.core.close()
 
     def _take_in(self) -> None:
         while self._inbox:

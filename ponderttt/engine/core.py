@@ -28,6 +28,7 @@ from ponderttt.engine.background import background_group
 from ponderttt.engine.config import EngineConfig, served_name
 from ponderttt.engine.costs import cached_costs, estimate_costs, measure_costs
 from ponderttt.engine.emitter import Emitter
+from ponderttt.engine.generator import AdapterCounts, Generator
 from ponderttt.engine.learner import Learner
 from ponderttt.engine.observer import EngineObserver, NullObserver, StepRecord
 from ponderttt.engine.outputs import DoneEvent, ErrorEvent, Event
@@ -35,6 +36,7 @@ from ponderttt.engine.phases import Phases, groups_at_fault, groups_of
 from ponderttt.engine.prefix_cache import PrefixCache, PrefixCounts
 from ponderttt.engine.prefix_reuse import PrefixReuse
 from ponderttt.engine.reader import Reader
+from ponderttt.engine.relay import Relay
 from ponderttt.engine.report import ttt_report
 from ponderttt.engine.request import GenerateRequest, Request
 from ponderttt.engine.scheduler import Plan, PrefillPlan, Scheduler
@@ -58,8 +60,11 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counts at one moment; `kv_*` in positions, `prefix_*` of the prefix cache, `store` of the
-    session store, if there is one."""
+    """Counts at one moment.
+
+    `kv_*` in positions, `prefix_*` of the prefix cache, `store` of the session store, if there is
+    one, `adapters` those that are loaded where somebody else generates.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -73,6 +78,7 @@ class EngineStats:
     prefix_trunk: PrefixCounts = field(default_factory=PrefixCounts)
     prefix_adaptive: PrefixCounts = field(default_factory=PrefixCounts)
     store: StoreStats | None = None
+    adapters: AdapterCounts = field(default_factory=AdapterCounts)
 
 
 class EngineCore:
@@ -84,6 +90,7 @@ class EngineCore:
         config: limits and defaults.
         rule: what a gradient step is.
         policy: the trained gate, if there is one.
+        generator: draws the tokens elsewhere; None: here. Closed with the engine.
     """
 
     def __init__(
@@ -94,6 +101,7 @@ class EngineCore:
         config: EngineConfig,
         rule: UpdateRule,
         policy: PolicyGate | None = None,
+        generator: Generator | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -122,11 +130,19 @@ class EngineCore:
         self._scheduler = Scheduler(config)
         self._admission = Admission(
             model, tokenizer, self.sessions, self.reader, config,
-            self.max_model_len, self.default_gate, policy is not None,
+            self.max_model_len, self.default_gate, policy is not None, generator is not None,
         )  # fmt: skip
         self._phases = Phases(
-            model, self.reader, self._learner, self._emitter, self._admission.fork_sequence
-        )
+            model, self.reader, self._learner, self._emitter, self._admission.fork_sequence,
+            remote=generator is not None,
+        )  # fmt: skip
+        self._relay: Relay | None = None
+        if generator is not None:
+            generator.on_published = lambda seconds: self._observer.published(seconds)
+            self._relay = Relay(
+                generator, self._emitter, self._learner, self.sessions, layout,
+                tokenizer.eos_token_ids, model_name,
+            )  # fmt: skip
         self._running: list[Group] = []
         self._close_guard = threading.Lock()
         self._closed = False
@@ -147,6 +163,7 @@ class EngineCore:
         dtype: str = "float32",
         policy: Path | None = None,
         observer: EngineObserver | None = None,
+        generator: Generator | None = None,
         progress: bool = False,
     ) -> EngineCore:
         """Fetch (if need be) and load a model, its policy and its update rule.
@@ -157,6 +174,7 @@ class EngineCore:
             device, dtype: torch's names.
             policy: a policy directory; None: the one shipped for the model, if there is one.
             observer: hears of everything.
+            generator: draws the tokens elsewhere; None: here.
             progress: show a bar where something is downloaded.
         Raises:
             ModelError: the model cannot be had, or not on this device.
@@ -176,6 +194,7 @@ class EngineCore:
             config,
             config.rule or calibration_for(name).rule,
             load_policy(policy, name) if policy is not None else None,
+            generator,
         )
         if config.measure_costs:
             core.measure_costs(config.ttt.chunk_size)
@@ -211,6 +230,16 @@ class EngineCore:
     @observer.setter
     def observer(self, observer: EngineObserver) -> None:
         self._observer = self._learner.observer = self._emitter.observer = observer
+
+    def call_on_arrival(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called, from any thread, when `step` has something to do once more."""
+        if self._relay is not None:
+            self._relay.generator.on_arrival = wake
+
+    def close(self) -> None:
+        """Stop what runs elsewhere; the engine is of no use afterwards."""
+        if self._relay is not None:
+            self._relay.generator.close()
 
     # --- requests ------------------------------------------------------------------------
 
@@ -266,6 +295,8 @@ class EngineCore:
                 self._retire(group, None)
         deleted = self.sessions.delete(name)
         self.prefixes.cache.drop(session)
+        if self._relay is not None:
+            self._relay.generator.forget(name)
         return deleted
 
     def close(self, seconds: float = 60.0) -> None:
@@ -321,6 +352,7 @@ class EngineCore:
             prefix_trunk=replace(self.prefixes.cache.trunk_counts),
             prefix_adaptive=replace(self.prefixes.cache.adaptive_counts),
             store=self.sessions.store_stats(),
+            adapters=self._relay.generator.counts() if self._relay else AdapterCounts(),
         )
 
     # --- phases --------------------------------------------------------------------------
@@ -329,9 +361,10 @@ class EngineCore:
         """Admit what fits and run one phase; False where there was nothing to do."""
         self.sessions.tick()
         self._admit()
+        arrived = self._exchange()
         plan = self._next_plan()
         if plan is None:
-            return False
+            return arrived
         begun = time.perf_counter()
         try:
             for group in groups_of(plan):
@@ -360,6 +393,22 @@ class EngineCore:
         self._scheduler.account(kind, seconds)
         self._observer.step(StepRecord(kind, tags, tokens, seconds))
         return True
+
+    def _exchange(self) -> bool:
+        """Take in what was drawn elsewhere, and hand over what is to be; False for neither."""
+        if self._relay is None:
+            return False
+        arrived = self._relay.take_in()
+        for group, error in arrived.items():
+            if error is not None:
+                self._fail(group, error)
+            else:
+                self._advance(group)
+        due = [group for group in self._running if self._relay.is_due(group)]
+        for group in due:
+            self._note_version(group)
+            self._relay.hand_over(group)
+        return bool(arrived or due)
 
     def _next_plan(self) -> Plan | None:
         """The next phase; where it would read what is known, that is taken over first."""
@@ -448,7 +497,9 @@ class EngineCore:
         pending = len(successor.sequences[0].spans) if successor is not None else 0
         report = ttt_report(group, pending)
         tokens = group.prompt_tokens, group.generated_tokens
-        group.sink(DoneEvent(*tokens, report, group.cached_tokens))
+        # Of a text that is learned as it grows, generated tokens may be found there as well.
+        cached = min(group.cached_tokens, group.prompt_tokens)
+        group.sink(DoneEvent(*tokens, report, cached))
         for sequence in group.sequences:
             self._keep_prefix(sequence)
         reason = group.sequences[0].finish_reason
@@ -461,7 +512,7 @@ class EngineCore:
         if waiting >= self.config.max_num_seqs:
             _LOG.warning("%d answers are still to be learned; not adding another", waiting)
             return None
-        successor = background_group(group)
+        successor = background_group(group, self._admission.equip)
         if successor is not None and successor.session is not None:
             self.sessions.acquire(successor.session)
         return successor
@@ -469,6 +520,8 @@ class EngineCore:
     def _retire(self, group: Group, outcome: str | None) -> None:
         self._running.remove(group)
         generated = group.generated_tokens
+        if self._relay is not None:
+            self._relay.retire(group)
         self._admission.release(group)
         if outcome is not None:
             self._note_end(group, outcome, generated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,7 +196,8 @@ class Engine:
                 self.core.step()
             self.core.enqueue(group)
         while self.core.has_work:
-            self.core.step()
+            if not self.core.step():
+                time.sleep(0.001)  # what is left is drawn elsewhere
         self.core.sessions.flush()
         for stream in events:
             if isinstance(stream[-1], ErrorEvent):

@@ -81,11 +81,13 @@ class Scheduler:
         free = [s for g in groups if g.write is None for s in g.sequences]
         decoding = tuple(s for s in free if s.status is Status.DECODE)
         prefilling = [s for s in free if s.status is Status.PREFILL]
+        # Tokens that somebody else draws are passed on between phases.
+        generating = bool(decoding) or any(s.status is Status.REMOTE for s in free)
         writing = _writable(groups)
         if decoding and (self._owed_to_decode > 0.0 or not (prefilling or writing)):
             return DecodePlan(decoding)
         # A request that arrives in idle time waits for the phase that runs; keep it short.
-        small = bool(decoding) or background
+        small = generating or background
         room = self._config.busy_batch_tokens if small else self._config.max_batch_tokens
         if writing and (not prefilling or self._writes_passed_over >= _PATIENCE):
             self._writes_passed_over = 0

@@ -27,6 +27,7 @@ class Status(Enum):
 
     PREFILL = "prefill"
     DECODE = "decode"
+    REMOTE = "remote"  # a `Generator` draws its tokens
     FINISHED = "finished"
 
 
@@ -58,6 +59,7 @@ class Sequence:
         pure_version, pure_end: positions before `pure_end` were read at this version throughout.
         chunk_version: at which the chunk to come was read so far; None: at more than one.
         document: index of the document in an adapt request.
+        continuation: name of the part that a `Generator` is drawing now.
         held: tokens not yet sent, because their text may be part of a stop string.
     """
 
@@ -81,6 +83,7 @@ class Sequence:
     computed: int = 0
     read_seconds: float = 0.0
     held: list[tuple[int, SampledToken]] = field(default_factory=list)
+    continuation: str | None = None
     last_token_at: float | None = None
     finish_reason: FinishReason | None = None
 
@@ -96,8 +99,17 @@ class Sequence:
 
     @property
     def chunk_end(self) -> int:
-        """Where something must happen next: the gate is asked, or the first token drawn."""
-        return min(self.spans[0].end, self.prompt_len) if self.spans else self.prompt_len
+        """Where something must happen next: the gate is asked, or the next token drawn."""
+        # Beyond the prompt there is something to prefill only where somebody else generates.
+        end = len(self.tokens)
+        return min(self.spans[0].end, end) if self.spans else end
+
+    @property
+    def read_end(self) -> int:
+        """Positions that reading the text to its end would fill: the last token drawn is not read.
+
+        The same whoever generates, so that chunks come out the same."""
+        return max(self.prompt_len, len(self.tokens) - 1)
 
     @property
     def prefill_end(self) -> int:

@@ -317,6 +317,10 @@ class SessionManager:
         """SHA-256 of the session's fast weights, in hexadecimal."""
         return self.state(session).digest()
 
+    def fresh_digest(self) -> str:
+        """The digest of weights that have learned nothing: they are the base model's."""
+        return self._bank.fresh_state().digest()
+
     def norm(self, session: Session) -> float:
         """L2 distance of the fast weights from fresh ones."""
         weights = self.state(session).weights
