@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ponderttt.adaptation.calibration import calibration_for
-from ponderttt.engine.config import EngineConfig, served_name
+from ponderttt.engine.config import DEFAULT_MODEL_LEN, EngineConfig, served_name
 from ponderttt.engine.core import EngineCore
 from ponderttt.engine.vllm.check import VllmMismatchError, check_fit, check_version, start_command
 from ponderttt.engine.vllm.config import VllmConfig
@@ -84,5 +84,5 @@ def _connect(settings: Settings, config: EngineConfig) -> VllmGenerator:
 def _fit(config: EngineConfig, generator: VllmGenerator) -> EngineConfig:
     """Ask vLLM for no longer texts than it takes."""
     theirs = generator.base_model.max_model_len
-    ours = config.max_model_len or theirs
+    ours = config.max_model_len or DEFAULT_MODEL_LEN
     return replace(config, max_model_len=min(ours, theirs)) if theirs else config

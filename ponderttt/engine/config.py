@@ -19,6 +19,9 @@ from ponderttt.errors import InvalidRequestError
 from ponderttt.fast_weights.layout import LoRAConfig
 from ponderttt.sessions.config import StoreConfig
 
+#: Tokens of prompt and completion together, where nobody says and the model takes more.
+DEFAULT_MODEL_LEN = 8192
+
 
 @dataclass(frozen=True, slots=True)
 class TTTDefaults:

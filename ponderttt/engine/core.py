@@ -25,7 +25,7 @@ from ponderttt.adaptation.update import Writer
 from ponderttt.config import cache_dir
 from ponderttt.engine.admission import Admission
 from ponderttt.engine.background import background_group
-from ponderttt.engine.config import EngineConfig, served_name
+from ponderttt.engine.config import DEFAULT_MODEL_LEN, EngineConfig, served_name
 from ponderttt.engine.costs import cached_costs, estimate_costs, measure_costs
 from ponderttt.engine.emitter import Emitter
 from ponderttt.engine.generator import AdapterCounts, Generator
@@ -108,7 +108,7 @@ class EngineCore:
         self.model_name = model_name
         self.config = config
         self.policy = policy
-        limit = config.max_model_len or min(model.config.max_positions, 8192)
+        limit = config.max_model_len or min(model.config.max_positions, DEFAULT_MODEL_LEN)
         self.max_model_len = min(limit, model.config.max_positions, config.max_kv_tokens)
         layout = AdapterLayout(model, config.lora or calibration_for(model_name).lora)
         # Small steps vanish in half precision, whatever the model is kept in.

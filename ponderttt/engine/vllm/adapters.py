@@ -1,8 +1,8 @@
 """Adapters in vLLM: published, loaded, shared by requests, unloaded least recently used first.
 
 Each version gets a name and a directory of its own. vLLM can load new weights under an old name
-(`load_inplace`), but then requests that are running change their weights in mid-text, and its prefix
-cache, which goes by name and path, keeps serving keys and values of the old ones.
+(`load_inplace`), but then requests that are running change their weights in mid-text, and its
+prefix cache, which goes by name and path, keeps serving keys and values of the old ones.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Adapters:
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._one_at_a_time = asyncio.Lock()
         self._freed = asyncio.Event()
-        self._chores: set[asyncio.Task[None]] = set()
+        self._unloads: set[asyncio.Task[None]] = set()
+        self._removals: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def use(self, adapter: Adapter) -> AsyncIterator[str]:
@@ -110,10 +111,9 @@ class Adapters:
 
     async def unload_all(self) -> None:
         """Unload everything, whether or not somebody reads it."""
-        for chore in self._chores:
-            chore.cancel()
         for each in list(self._loaded.values()):
-            await self._unload(each)
+            _in_background(self._unload(each), self._unloads)
+        await asyncio.gather(*self._unloads)
 
     def _name(self, adapter: Adapter) -> str:
         owner = adapter.owner.replace(":", "-")
@@ -121,12 +121,13 @@ class Adapters:
 
     async def _acquire(self, adapter: Adapter) -> Loaded:
         found = self._loaded.get(self._name(adapter))
-        if found is None:
-            return await self._load(adapter)
+        return await self._load(adapter) if found is None else self._found(found)
+
+    def _found(self, each: Loaded) -> Loaded:
         self._counts.hits += 1
-        self._loaded.move_to_end(found.name)
-        found.pins += 1
-        return found
+        self._loaded.move_to_end(each.name)
+        each.pins += 1
+        return each
 
     def _release(self, each: Loaded) -> None:
         each.pins -= 1
@@ -140,9 +141,7 @@ class Adapters:
         async with self._one_at_a_time:
             name = self._name(adapter)
             if name in self._loaded:  # by somebody who was before us at the lock
-                found = self._loaded[name]
-                found.pins += 1
-                return found
+                return self._found(self._loaded[name])
             for each in list(self._loaded.values()):
                 if each.owner == adapter.owner and each.version < adapter.version:
                     each.outdated = True
@@ -154,7 +153,7 @@ class Adapters:
             try:
                 await self._api.load(name, self._directory / name)
             except VllmError:
-                self._in_background(self._remove_later(name))
+                _in_background(self._remove_later(name), self._removals)
                 raise
             found = self._loaded[name] = Loaded(name, adapter.owner, adapter.version, pins=1)
             self._counts.loads += 1
@@ -184,7 +183,7 @@ class Adapters:
     def _retire(self, each: Loaded) -> None:
         each.outdated = True
         if each.pins == 0:
-            self._in_background(self._unload(each))
+            _in_background(self._unload(each), self._unloads)
 
     async def _unload(self, each: Loaded) -> None:
         if self._loaded.get(each.name) is not each:
@@ -197,14 +196,16 @@ class Adapters:
         except VllmError as error:
             # Nobody asks for the name again; if vLLM is down, it has forgotten it anyway.
             _LOG.warning("adapter %s was not unloaded: %s", each.name, error)
-        self._in_background(self._remove_later(each.name))
+        _in_background(self._remove_later(each.name), self._removals)
 
     async def _remove_later(self, name: str) -> None:
         await asyncio.sleep(_KEEP_FILES_SECONDS)
         if name not in self._loaded:
             await asyncio.to_thread(shutil.rmtree, self._directory / name, ignore_errors=True)
 
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        chore = asyncio.get_running_loop().create_task(work)
-        self._chores.add(chore)
-        chore.add_done_callback(self._chores.discard)
+
+def _in_background(work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
+    task = asyncio.get_running_loop().create_task(work)
+    # The loop itself holds no strong reference to its tasks.
+    among.add(task)
+    task.add_done_callback(among.discard)

@@ -196,6 +196,8 @@ class VllmApi:
         message = f"vLLM at {self._url} answers {status}: {_message(answer)}"
         if status >= 500:
             raise VllmUnreachableError(message)
+        if status == 401:
+            message = f"{message}; give its key with --vllm-api-key-file"
         raise VllmRefusedError(message, status)
 
     @contextmanager

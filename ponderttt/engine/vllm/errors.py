@@ -1,11 +1,11 @@
 """What can go wrong between us and vLLM.
 
-    UnavailableError
-    └── VllmError                     what callers see, as 503
-        ├── VllmUnreachableError      no connection, it broke, 5xx: may pass; tried again
-        ├── VllmTimeoutError          nothing came for too long
-        ├── AdapterGoneError          vLLM doesn't know the adapter (any more): loaded again
-        └── VllmRefusedError          an answer that will not change: 4xx
+UnavailableError
+└── VllmError                     what callers see, as 503
+    ├── VllmUnreachableError      no connection, it broke, 5xx: may pass; tried again
+    ├── VllmTimeoutError          nothing came for too long
+    ├── AdapterGoneError          vLLM doesn't know the adapter (any more): loaded again
+    └── VllmRefusedError          an answer that will not change: 4xx
 """
 
 from __future__ import annotations

@@ -39,7 +39,6 @@ from ponderttt.engine.vllm.config import VllmConfig
 from ponderttt.engine.vllm.errors import (
     AdapterGoneError,
     VllmError,
-    VllmTimeoutError,
     VllmUnreachableError,
 )
 from ponderttt.errors import InvalidRequestError
@@ -244,23 +243,25 @@ class VllmGenerator:
                 await asyncio.sleep(0.0 if isinstance(error, AdapterGoneError) else wait)
 
     async def _attempt(self, text: Continuation, drawn: list[SampledToken]) -> bool:
-        async with self._model(text.adapter) as name:
-            async with aclosing(self._api.stream(name, text)) as pieces:
-                count = 0
-                async for piece in pieces:
-                    if piece.tokens:
-                        count += len(piece.tokens)
-                        drawn.extend(piece.tokens)
-                        self._put(Drawn(text.id, piece.tokens))
-                    if piece.end == "stop":
-                        return True
-                    if piece.end == "length" and count == text.max_tokens:
-                        return False
-                    if piece.end is not None:
-                        raise VllmUnreachableError(
-                            f"vLLM ended a text after {count} of {text.max_tokens} tokens "
-                            f"({piece.end}); its log may say why"
-                        )
+        count = 0
+        async with (
+            self._model(text.adapter) as name,
+            aclosing(self._api.stream(name, text)) as pieces,
+        ):
+            async for piece in pieces:
+                if piece.tokens:
+                    count += len(piece.tokens)
+                    drawn.extend(piece.tokens)
+                    self._put(Drawn(text.id, piece.tokens))
+                if piece.end == "stop":
+                    return True
+                if piece.end == "length" and count == text.max_tokens:
+                    return False
+                if piece.end is not None:
+                    raise VllmUnreachableError(
+                        f"vLLM ended a text after {count} of {text.max_tokens} tokens "
+                        f"({piece.end}); its log may say why"
+                    )
         raise VllmUnreachableError("vLLM ended an answer without a reason")
 
     def _model(self, adapter: Adapter | None) -> AbstractAsyncContextManager[str]:
@@ -276,6 +277,8 @@ class VllmGenerator:
             _LOG.warning("adapter of %s was not published ahead: %s", adapter.owner, error)
         except Exception:  # a full disk, say; the next request hears of it
             _LOG.exception("adapter of %s was not published ahead", adapter.owner)
+        # Nothing arrives, but the engine looks at the counts when it wakes.
+        self.on_arrival()
 
     def _count(self, error: VllmError) -> None:
         self._counts.errors[error.kind] = self._counts.errors.get(error.kind, 0) + 1
