@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,13 +41,9 @@ class Script:
         self.published: list[Adapter] = []
         self.forgotten: list[str] = []
         self.closed = False
+        self.on_arrival: Callable[[], None] = lambda: None
+        self.on_published: Callable[[float], None] = lambda seconds: None
         self._arrived: list[Arrival] = []
-
-    def on_arrival(self) -> None:
-        pass
-
-    def on_published(self, seconds: float) -> None:
-        pass
 
     def start(self, continuation: Continuation) -> None:
         self.started.append(continuation)
@@ -83,7 +81,7 @@ class Script:
         self._arrived.append(Failed(self.started[-1].id, error))
 
 
-def make(directory: Path, **settings: object) -> tuple[EngineCore, Script]:
+def make(directory: Path, **settings: Any) -> tuple[EngineCore, Script]:
     script = Script()
     core = harness.make_core(directory, generator=script, **settings)
     core.sessions.create("s", TTTParams())
@@ -98,7 +96,7 @@ def settle(core: EngineCore) -> None:
     raise AssertionError("the engine does not come to rest")
 
 
-def ask(directory: Path, ttt: TTTParams, length: int = 100, **sampling: object) -> GenerateRequest:
+def ask(directory: Path, ttt: TTTParams, length: int = 100, **sampling: Any) -> GenerateRequest:
     params = replace(harness.GREEDY, **sampling)
     return GenerateRequest(harness.text(directory, 0, length), params, ttt)
 
@@ -335,7 +333,8 @@ def test_deleted_session_is_forgotten(tiny_llama_dir: Path) -> None:
 @pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty"])
 def test_penalty_that_parts_would_forget_is_refused(tiny_llama_dir: Path, penalty: str) -> None:
     core, _ = make(tiny_llama_dir)
-    sampling = SamplingParams(**{penalty: 0.5})
+    values: dict[str, Any] = {penalty: 0.5}
+    sampling = SamplingParams(**values)
     parts = TTTParams(session="s", gate="fixed", adapt_on="generated")
     with pytest.raises(InvalidRequestError, match=f"{penalty}: 0.5 .*adapt_on = 'prompt'"):
         core.prepare(GenerateRequest((1,), sampling, parts), lambda event: None)

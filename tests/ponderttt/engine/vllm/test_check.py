@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,13 +42,13 @@ def connected(
 
 def refusal(*args: Any, **options: Any) -> str:
     """What is said of a server that is not taken."""
-    with (
-        connected(*args, **options) as (core, generator, _),
-        pytest.raises(VllmMismatchError) as caught,
-    ):
-        check_version(generator)
-        check_fit(core, generator)
-    return str(caught.value)
+    with connected(*args, **options) as (core, generator, _):
+        try:
+            check_version(generator)
+            check_fit(core, generator)
+        except VllmMismatchError as error:
+            return str(error)
+    raise AssertionError("it was taken")
 
 
 @pytest.mark.parametrize("targets", ["mlp", "all"])
@@ -65,9 +64,7 @@ def test_server_of_the_same_model_is_taken(tiny_llama_dir: Path, targets: str) -
 def test_server_of_another_model_is_refused(tiny_llama_dir: Path, tiny_mistral_dir: Path) -> None:
     # The same tokenizer and shapes, other weights.
     said = refusal(tiny_llama_dir, tiny_mistral_dir)
-    assert re.search(
-        r"serves tiny \(/models/tiny\), which is not tiny: its log-probabilities", said
-    )
+    assert "serves tiny (/models/tiny), which is not tiny: its log-probabilities differ" in said
     assert "--model" in said
 
 

@@ -158,7 +158,7 @@ def test_generated_text_is_learned_as_it_grows(tiny_llama_dir: Path) -> None:
 
 
 def test_sampling_parameters_pass_through(tiny_llama_dir: Path) -> None:
-    sampling = {
+    sampling: dict[str, Any] = {
         "temperature": 0.7, "top_p": 0.9, "top_k": 40, "min_p": 0.01, "seed": 11,
         "presence_penalty": 0.1, "frequency_penalty": 0.2, "repetition_penalty": 1.1,
         "logit_bias": {5: -3.0}, "stop": ("END",), "stop_token_ids": (9,), "logprobs": 3,
