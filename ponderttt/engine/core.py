@@ -406,8 +406,12 @@ class EngineCore:
                 self._advance(group)
         due = [group for group in self._running if self._relay.is_due(group)]
         for group in due:
-            self._note_version(group)
-            self._relay.hand_over(group)
+            try:
+                self._note_version(group)
+                self._relay.hand_over(group)
+            except Exception as error:  # it concerns this request alone
+                _LOG.exception("request %s cannot be handed over", group.id)
+                self._fail(group, error)
         return bool(arrived or due)
 
     def _next_plan(self) -> Plan | None:

@@ -8,6 +8,7 @@ thread.
 from __future__ import annotations
 
 import hashlib
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from ponderttt.fast_weights.layout import AdapterLayout
 from ponderttt.fast_weights.peft_format import export_adapter
 from ponderttt.sessions.manager import SessionManager
 from ponderttt.sessions.session import Session
+
+_LOG = logging.getLogger(__name__)
 
 
 class Relay:
@@ -63,7 +66,10 @@ class Relay:
 
     def hand_over(self, group: Group) -> None:
         """Have the sequences that wait for it continued, with the session's weights of now."""
-        adapter = self._adapter(group.session) if group.session is not None else None
+        session, adapter = group.session, None
+        if session is not None:
+            read = session.version == group.version_before
+            adapter = self._adapter(session, group.digest if read else "")
         for sequence in group.sequences:
             if _waits(sequence):
                 continuation = self._continuation(sequence, adapter)
@@ -90,9 +96,10 @@ class Relay:
             adapter=adapter,
         )
 
-    def _adapter(self, session: Session) -> Adapter | None:
+    def _adapter(self, session: Session, digest: str = "") -> Adapter | None:
+        """The session's weights of now; their digest is taken where it is not known."""
         state = self._sessions.state(session)
-        digest = state.digest()
+        digest = digest or state.digest()
         if digest == self._fresh:
             return None  # they change nothing: the base model, whose slots are not limited
         write = partial(_export, self._layout, state.weights, self._model_name)
@@ -111,9 +118,16 @@ class Relay:
         if session.ephemeral:
             self.generator.forget(session.owner)
         elif any(report.action.steps and not report.rollback for report in group.reports):
+            self._publish(session)
+
+    def _publish(self, session: Session) -> None:
+        try:
             adapter = self._adapter(session)
-            if adapter is not None:
-                self.generator.publish(adapter)
+        except Exception:  # no memory, most likely; the next request hears of it
+            _LOG.exception("session %s is not published ahead", session.owner)
+            return
+        if adapter is not None:
+            self.generator.publish(adapter)
 
     def _cancel(self, sequence: Sequence) -> None:
         if sequence.continuation is not None:

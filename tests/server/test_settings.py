@@ -67,7 +67,7 @@ def test_other_variables_with_our_prefix_are_no_settings(monkeypatch: pytest.Mon
         ("budget = nan", "budget", "finite"),
         ("port = 70000", "port", "65535"),
         ('gate = "magic"', "gate", "threshold"),
-        ('engine = "vllm"', "engine", "torch"),
+        ('engine = "jax"', "engine", "torch"),
         ("max_model_len = 3", "max_model_len", "16"),
         ('policy = "/no/such/policy"', "policy", "policy.json"),
         ('calibration = "/no/such.json"', "calibration", "not a file"),

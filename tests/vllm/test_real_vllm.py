@@ -11,6 +11,7 @@ import json.decoder
 import json.encoder
 import textwrap
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def functions() -> list[str]:
 
 
 PROMPTS = functions()[:24]
-LESSON = inspect.getsource(textwrap)[:3000]
+LESSON, SECOND_LESSON = inspect.getsource(textwrap)[:1800], inspect.getsource(json.decoder)[:1800]
 
 
 def ask(server: Live, prompt: str, session: str | None = None, **options: Any) -> dict[str, Any]:
@@ -58,6 +59,12 @@ def ask(server: Live, prompt: str, session: str | None = None, **options: Any) -
     assert answer.status_code == 200, answer.text
     value: dict[str, Any] = answer.json()
     return value
+
+
+def ask_all(server: Live, asked: Iterable[tuple[str, str | None]]) -> list[dict[str, Any]]:
+    """Answers to (prompt, session), eight at a time."""
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(lambda each: ask(server, *each), asked))
 
 
 def compare(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -93,18 +100,22 @@ def test_greedy_text_of_both_engines_agrees(through_vllm: Live, by_ourselves: Li
                 taught(server, session, LESSON)
                 digests.append(server.session(session)["digest"])
             assert digests[0] == digests[1]
-        same = 0
-        for prompt in PROMPTS:
-            same += compare(ask(through_vllm, prompt, session), ask(by_ourselves, prompt, session))
+        asked = [(prompt, session) for prompt in PROMPTS]
+        pairs = zip(ask_all(through_vllm, asked), ask_all(by_ourselves, asked), strict=True)
+        same = sum(compare(*pair) for pair in pairs)
         print(f"{same} of {len(PROMPTS)} texts are the same, session {session}")
         assert same >= 0.8 * len(PROMPTS)
 
 
 def test_session_changes_the_text(through_vllm: Live) -> None:
-    base = [ask(through_vllm, prompt)["choices"][0]["text"] for prompt in PROMPTS[:8]]
-    learned = [
-        ask(through_vllm, prompt, "agreement")["choices"][0]["text"] for prompt in PROMPTS[:8]
-    ]
+    sessions: tuple[str | None, ...] = (None, "agreement")
+    base, learned = (
+        [
+            answer["choices"][0]["text"]
+            for answer in ask_all(through_vllm, [(prompt, session) for prompt in PROMPTS[:8]])
+        ]
+        for session in sessions
+    )
     assert base != learned
 
 
@@ -113,7 +124,7 @@ def test_update_takes_effect_on_the_next_request(through_vllm: Live, by_ourselve
     for server in (through_vllm, by_ourselves):
         name = taught(server, "update", LESSON)
         answers[server] = [ask(server, PROMPTS[0], name)]
-        server.adapt(name, inspect.getsource(json.decoder)[:3000])
+        server.adapt(name, SECOND_LESSON)
         answers[server].append(ask(server, PROMPTS[0], name))
     before, after = answers[through_vllm]
     assert after["ttt"]["version_before"] > before["ttt"]["version_before"]
@@ -170,13 +181,12 @@ def test_eight_sessions_at_once_stay_apart(through_vllm: Live, by_ourselves: Liv
     names = [f"eight-{number}" for number in range(8)]
     for number, name in enumerate(names):
         for server in (through_vllm, by_ourselves):
-            taught(server, name, source[number * 1500 : number * 1500 + 1200])
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda name: ask(through_vllm, PROMPTS[3], name), names))
+            taught(server, name, source[number * 1500 : number * 1500 + 700])
+    answers = ask_all(through_vllm, [(PROMPTS[3], name) for name in names])
     digests = {answer["ttt"]["digest"] for answer in answers}
     assert len(digests) == 8
-    for name, answer in zip(names, answers, strict=True):
-        alone = ask(by_ourselves, PROMPTS[3], name)
+    others = ask_all(by_ourselves, [(PROMPTS[3], name) for name in names])
+    for alone, answer in zip(others, answers, strict=True):
         assert alone["ttt"]["digest"] == answer["ttt"]["digest"]
         compare(answer, alone)
     first = {tuple(a["choices"][0]["logprobs"]["token_logprobs"]) for a in answers}
@@ -199,7 +209,7 @@ def test_vllm_that_was_killed_and_restarted_goes_on(
     assert "see whether it runs" in answer.json()["error"]["message"]
     # Learning goes on without it.
     version = through_vllm.session(name)["version"]
-    assert through_vllm.adapt(taught(through_vllm, "meanwhile", LESSON), LESSON)["chunks"]
+    taught(through_vllm, "meanwhile", LESSON[:700])
 
     # Started wrongly, it is refused by a server that starts now.
     vllm.start()
