@@ -54,7 +54,7 @@ def measure(url: str, sessions: int, learning: str, rounds: int, seed: int) -> d
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise typer.BadParameter(f"`{' '.join(command)}`: {done.stderr[-2000:]}")
-        found: dict[str, Any] = json.loads(summary.read_text())
+        found: dict[str, Any] = json.loads(summary.read_text())["summary"]
     return found
 
 

@@ -127,7 +127,7 @@ class EngineCore:
             model, self.bank, self.writer, tokenizer, self.costs, policy, self._observer
         )
         self._emitter = Emitter(tokenizer.eos_token_ids, self._observer)
-        self._scheduler = Scheduler(config)
+        self._scheduler = Scheduler(config, spares_others=model.device.type == "cpu")
         self._admission = Admission(
             model, tokenizer, self.sessions, self.reader, config,
             self.max_model_len, self.default_gate, policy is not None, generator is not None,

@@ -49,10 +49,13 @@ class Scheduler:
 
     Args:
         config: limits and shares.
+        spares_others: background phases wait for texts that are drawn elsewhere, too: on a CPU,
+            "elsewhere" are the same cores.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, *, spares_others: bool = True) -> None:
         self._config = config
+        self._spares_others = spares_others
         self._owed_to_decode = 0.0
         self._writes_passed_over = 0
         self._replayed = False
@@ -65,7 +68,9 @@ class Scheduler:
         groups = list(groups)
         # A background write that has begun holds its session; let it finish first.
         plan = self._plan([g for g in groups if not g.background or _has_begun(g.write)])
-        return plan or self._plan(
+        if plan is not None or (self._spares_others and any(map(_is_drawn_elsewhere, groups))):
+            return plan
+        return self._plan(
             _oldest_of_each_session(g for g in groups if g.background), background=True
         )
 
@@ -123,6 +128,10 @@ def _oldest_of_each_session(groups: Iterable[Group]) -> list[Group]:
         if group.session is not None:
             oldest.setdefault(group.session.owner, group)
     return list(oldest.values())
+
+
+def _is_drawn_elsewhere(group: Group) -> bool:
+    return any(sequence.status is Status.REMOTE for sequence in group.sequences)
 
 
 def _writable(groups: list[Group]) -> list[Group]:

@@ -209,6 +209,23 @@ def test_background_answers_first_and_reads_in_idle_time(tiny_llama_dir: Path) -
     assert [adapter.version for adapter in script.published] == [own.sessions.get("s").version]
 
 
+def test_background_waits_for_texts_that_are_drawn_on_the_same_cores(tiny_llama_dir: Path) -> None:
+    core, script = make(tiny_llama_dir)
+    ttt = replace(harness.FIXED, session="s", when="background")
+    harness.submit(core, ask(tiny_llama_dir, ttt, max_tokens=1))
+    other = harness.submit(core, ask(tiny_llama_dir, OFF, max_tokens=1))
+    settle(core)
+    script.draw(5, of=0)
+    settle(core)
+    assert core.stats().background == 1
+    assert core.sessions.get("s").version == 0
+    script.draw(5, of=1)
+    settle(core)
+    assert other.ended
+    assert core.sessions.get("s").version == 3
+    assert not core.has_work
+
+
 def test_siblings_are_continued_apart(tiny_llama_dir: Path) -> None:
     core, script = make(tiny_llama_dir)
     got = harness.submit(core, ask(tiny_llama_dir, OFF, n=3, max_tokens=2, seed=1))
