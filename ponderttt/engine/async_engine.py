@@ -253,7 +253,6 @@ class AsyncEngine:
                 except Exception:  # the others must hear of the end, too
                     _LOG.exception("a job of the inbox failed")
             self.core.abort_all(UnavailableError(f"the request was cut off: {reason}"))
-            self.core.close()
 
     def _take_in(self) -> None:
         while self._inbox:

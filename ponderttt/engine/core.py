@@ -236,11 +236,6 @@ class EngineCore:
         if self._relay is not None:
             self._relay.generator.on_arrival = wake
 
-    def close(self) -> None:
-        """Stop what runs elsewhere; the engine is of no use afterwards."""
-        if self._relay is not None:
-            self._relay.generator.close()
-
     # --- requests ------------------------------------------------------------------------
 
     def prepare(self, request: Request, sink: Callable[[Event], None]) -> Group:
@@ -300,7 +295,9 @@ class EngineCore:
         return deleted
 
     def close(self, seconds: float = 60.0) -> None:
-        """Store all sessions and let go of them; once no thread uses the engine any more.
+        """Stop what runs elsewhere, store all sessions and let go of them.
+
+        Call it once no thread uses the engine any more.
 
         Args:
             seconds: limit for what the store takes.
@@ -309,6 +306,8 @@ class EngineCore:
             if self._closed:
                 return
             self._closed = True
+            if self._relay is not None:
+                self._relay.generator.close()
             unsaved = self.sessions.close(seconds)
         if unsaved:
             _LOG.error(
