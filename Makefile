@@ -2,6 +2,7 @@
 #   make setup    virtual environment, packages, default model
 #   make serve    set up what is missing and serve on 127.0.0.1:8000 (ARGS="--port 9000")
 #   make test     set up what is missing and run the tests           (ARGS="-k tokenizer")
+#   make test-vllm  tests against a real vLLM server, which it installs
 #   make bench    the performance benchmarks, ratios into benchmarks/results (ARGS="--only decode-1")
 #   make lint     ruff (lint and format) and mypy
 
@@ -14,7 +15,7 @@ ARGS ?=
 BIN := .venv/bin
 FETCH := $(BIN)/ponderttt models fetch
 
-.PHONY: setup serve test bench lint runtime dev
+.PHONY: setup serve test test-vllm bench lint runtime dev
 
 setup: runtime
 	$(FETCH) $(MODEL)
@@ -26,6 +27,12 @@ serve: runtime
 test: dev
 	for model in $(TEST_MODELS); do $(FETCH) $$model || exit; done
 	$(BIN)/python -m pytest $(ARGS)
+
+# vLLM gets an environment of its own in the cache directory: 3 minutes and 3.5 GB, once.
+test-vllm: dev
+	$(FETCH) smollm2-135m
+	$(BIN)/python -m ponderttt.bench.vllm_env
+	$(BIN)/python -m pytest -m vllm tests/vllm $(ARGS)
 
 bench: dev
 	$(FETCH) smollm2-135m

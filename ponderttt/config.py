@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 CACHE_VARIABLE = "PONDERTTT_CACHE"
+DATA_VARIABLE = "PONDERTTT_DATA"
 
 
 def cache_dir() -> Path:
@@ -18,6 +19,26 @@ def cache_dir() -> Path:
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser().absolute()
     return _user_cache() / "ponderttt"
+
+
+def data_dir() -> Path:
+    """The directory for what must last, such as sessions; it may not exist yet.
+
+    `PONDERTTT_DATA` where it is set, else the user's data directory of the platform
+    (`~/.local/share/ponderttt` on Linux, or below `XDG_DATA_HOME`).
+    """
+    if chosen := os.environ.get(DATA_VARIABLE):
+        return Path(chosen).expanduser().absolute()
+    return _user_data() / "ponderttt"
+
+
+def _user_data() -> Path:
+    if sys.platform == "win32":
+        return _user_cache()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support"
+    xdg = os.environ.get("XDG_DATA_HOME", "")
+    return Path(xdg) if os.path.isabs(xdg) else Path.home() / ".local" / "share"
 
 
 def _user_cache() -> Path:

@@ -9,6 +9,8 @@
     ├── UnavailableError         not ready, draining, or the engine stopped
     ├── ModelError               a checkpoint that cannot be fetched, verified, read or served
     ├── AdapterFormatError       fast weights that do not fit this model or are damaged
+    ├── StoreError               the session store can't be reached, read or written
+    ├── DamagedSessionError      a stored session of which no version can be read
     └── PolicyFormatError        a policy for something else, or damaged
 
 `server/errors.py` turns them into HTTP statuses in one table.
@@ -77,6 +79,18 @@ class ModelError(PonderError):
 
 class AdapterFormatError(PonderError, ValueError):
     """Fast weights that do not fit this model, or are damaged."""
+
+
+class StoreError(PonderError):
+    """The session store can't be reached, read or written."""
+
+
+class DamagedSessionError(PonderError):
+    """A stored session of which no version can be read, or that was made for another model."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.param = "session"
 
 
 class PolicyFormatError(PonderError, ValueError):

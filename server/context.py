@@ -46,6 +46,9 @@ class Context:
         self, requests: Sequence[engine_request.Request], record: RequestRecord
     ) -> Events:
         """Queue requests that belong together; PonderError where one of them is wrong."""
+        for name in {r.ttt.session for r in requests if r.ttt is not None}:
+            if name is not None:
+                await self.engine.warm(name)
         record.requests += len(requests)
         return await submit(self.engine, requests, self.metrics.rejected, record.completed)
 

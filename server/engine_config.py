@@ -7,7 +7,9 @@ from typing import Any
 
 from ponderttt.adaptation.actions import Action
 from ponderttt.adaptation.calibration import Calibration, calibration_for, load_calibration
+from ponderttt.config import data_dir
 from ponderttt.engine.config import EngineConfig, TTTDefaults, served_name
+from ponderttt.sessions.config import StoreConfig
 from server.settings import Settings
 
 
@@ -30,6 +32,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         decode_share=settings.decode_share,
         adapter_slots=settings.adapter_slots,
         max_sessions=settings.max_sessions,
+        store=_store(settings),
         lora=calibration.lora,
         rule=calibration.rule,
         ttt=TTTDefaults(
@@ -42,6 +45,22 @@ def engine_config(settings: Settings) -> EngineConfig:
             when=settings.when,
         ),
         measure_costs=settings.measure_costs,
+    )
+
+
+def _store(settings: Settings) -> StoreConfig | None:
+    """None: sessions stay in memory."""
+    if settings.sessions == "memory":
+        return None
+    # Another model's sessions are of no use: each has a directory of its own.
+    model = served_name(settings.model).replace("/", "--")
+    return StoreConfig(
+        url=settings.sessions or str(data_dir() / "sessions" / model),
+        keep_versions=settings.session_versions,
+        write_delay=settings.session_write_delay,
+        ram_sessions=settings.ram_sessions,
+        idle_seconds=settings.session_idle_seconds,
+        ttl=settings.session_ttl,
     )
 
 

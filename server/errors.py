@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from ponderttt.errors import (
     AdapterFormatError,
     ConflictError,
+    DamagedSessionError,
     InvalidRequestError,
     ModelError,
     NotFoundError,
@@ -26,6 +27,7 @@ from ponderttt.errors import (
     PolicyFormatError,
     PonderError,
     PromptTooLongError,
+    StoreError,
     UnavailableError,
 )
 
@@ -52,8 +54,10 @@ TABLE: tuple[tuple[type[PonderError], ErrorKind], ...] = (
     (AdapterFormatError, ErrorKind(400, "invalid_request_error", "invalid_adapter")),
     (NotFoundError, ErrorKind(404, "not_found_error", "not_found")),
     (ConflictError, ErrorKind(409, "conflict_error", "conflict")),
+    (DamagedSessionError, ErrorKind(409, "conflict_error", "session_damaged")),
     (OverloadedError, ErrorKind(429, "rate_limit_error", "overloaded")),
     (UnavailableError, ErrorKind(503, "service_unavailable_error", "unavailable")),
+    (StoreError, ErrorKind(503, "service_unavailable_error", "session_store_unavailable")),
     (ModelError, ErrorKind(500, "server_error", "model_error")),
     (PolicyFormatError, ErrorKind(500, "server_error", "policy_error")),
 )

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, Info, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 
 from ponderttt import __version__
 from ponderttt.engine.core import EngineStats
 from ponderttt.engine.observer import StepRecord
 from ponderttt.engine.outputs import ChunkReport
+from ponderttt.sessions.vault import StoreStats
 
 # Editors live below 0.3 s, batch jobs above 60 s.
 _LATENCY = (
@@ -36,6 +42,9 @@ class Metrics:
         self.registry.register(_StatsCollector(stats))
         self._make_request_metrics()
         self._make_learning_metrics()
+        self._publish = self._histogram(
+            "adapter_publish_seconds", "From fast weights to an adapter loaded in vLLM.", _LATENCY
+        )
         build = Info("ponderttt_build", "What is running.", registry=self.registry)
         build.info({"version": __version__, "model": model_name})
 
@@ -136,6 +145,10 @@ class Metrics:
         if report.loss_after is not None:
             self._after.observe(report.loss_after)
 
+    def published(self, seconds: float) -> None:
+        """Fast weights have been published."""
+        self._publish.observe(seconds)
+
     def finished(
         self, outcome: str, prompt_tokens: int, generated_tokens: int, seconds: float
     ) -> None:
@@ -177,6 +190,39 @@ class _StatsCollector(Collector):
             value=stats.evictions,
         )
         yield from _prefix_metrics(stats)
+        yield from _adapter_metrics(stats)
+        if stats.store is not None:
+            yield from _store_metrics(stats.store)
+
+
+def _store_metrics(store: StoreStats) -> Iterator[Metric]:
+    """Of the session store, where there is one."""
+    counters: dict[str, tuple[str, float]] = {
+        "bytes": ("Bytes of committed versions.", store.commit_bytes),
+        "failures": ("Commits, loads and deletions that failed.", store.failures),
+        "recoveries": (
+            "Loads that found the newest version damaged and fell back to an older one.",
+            store.recoveries,
+        ),
+        "evictions": ("Sessions whose weights were left to the store alone.", store.put_away),
+    }
+    for name, (text, value) in counters.items():
+        yield CounterMetricFamily(f"ponderttt_session_store_{name}", text, value=value)
+    summaries = {
+        "commit": ("Time of a session's commit.", store.commits, store.commit_seconds),
+        "load": ("Time to read a session.", store.loads, store.load_seconds),
+    }
+    for name, (text, count, seconds) in summaries.items():
+        yield SummaryMetricFamily(
+            f"ponderttt_session_store_{name}_seconds", text, count_value=count, sum_value=seconds
+        )
+    gauges: dict[str, tuple[str, float]] = {
+        "unsaved": ("Sessions with changes that are not committed yet.", store.unsaved),
+        "unsaved_seconds": ("Age of the oldest of these changes.", store.unsaved_seconds),
+        "unreadable": ("Stored sessions that can't be read.", store.unreadable),
+    }
+    for name, (text, value) in gauges.items():
+        yield GaugeMetricFamily(f"ponderttt_session_store_{name}", text, value=value)
 
 
 def _prefix_metrics(stats: EngineStats) -> Iterator[Metric]:
@@ -198,3 +244,29 @@ def _prefix_metrics(stats: EngineStats) -> Iterator[Metric]:
     for kind, counts in kinds.items():
         held.add_metric([kind], counts.nbytes)
     yield held
+
+
+def _adapter_metrics(stats: EngineStats) -> Iterator[Metric]:
+    """Of the vLLM server that generates; all zero where none does."""
+    counts = stats.adapters
+    gauges = {
+        "loaded": ("Adapters loaded in vLLM.", counts.loaded),
+        "slots": ("Adapters that may be loaded in vLLM at once.", counts.slots),
+    }
+    for name, (text, value) in gauges.items():
+        yield GaugeMetricFamily(f"ponderttt_adapters_{name}", text, value=value)
+    counters = {
+        "adapter_hits": ("Texts that found their adapter loaded.", counts.hits),
+        "adapter_loads": ("Adapters published and loaded.", counts.loads),
+        "adapter_unloads": ("Adapters unloaded.", counts.unloads),
+        "adapter_evictions": ("Adapters unloaded to make room for others.", counts.evictions),
+        "vllm_retries": ("Texts that vLLM was asked for again.", counts.retries),
+    }
+    for name, (text, value) in counters.items():
+        yield CounterMetricFamily(f"ponderttt_{name}", text, value=value)
+    errors = CounterMetricFamily(
+        "ponderttt_vllm_errors", "Failures of vLLM, by kind.", labels=["kind"]
+    )
+    for kind, value in counts.errors.items():
+        errors.add_metric([kind], value)
+    yield errors

@@ -6,7 +6,6 @@ from ponderttt.adaptation.params import TTTParams
 from ponderttt.engine.core import EngineCore
 from ponderttt.engine.resolve import ResolvedTTT, resolve_ttt
 from ponderttt.errors import OverloadedError
-from ponderttt.sessions.names import key_id_of
 from ponderttt.sessions.session import Session
 from server.caller import Caller
 from server.schemas.session import ChunkCosts, CreateSession, SessionObject
@@ -28,7 +27,7 @@ def check_quota(core: EngineCore, caller: Caller) -> None:
     limit = caller.max_sessions
     if limit is None:
         return
-    mine = sum(key_id_of(name) == caller.key_id for name in core.sessions.names())
+    mine = core.sessions.count(caller.key_id)
     if mine >= limit:
         raise OverloadedError(
             f"{mine} sessions of this key exist, and {limit} is the limit; delete one first",
@@ -71,6 +70,8 @@ def describe_session(
                 measured=session.ledger.mean("measured"),
                 seconds=session.ledger.seconds,
             ),
+            "kept_versions": list(session.kept),
+            "snapshots": list(session.pinned),
             "norm": None if in_list else core.sessions.norm(session),
             "digest": None if in_list else core.sessions.digest(session),
         }

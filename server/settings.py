@@ -37,7 +37,7 @@ ENV_PREFIX = "PONDERTTT_"
 CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 
 ActionName = Literal["SKIP", "UPDATE_1", "UPDATE_2", "UPDATE_4"]
-Panel = Literal["Model", "Learning", "Limits", "Server"]
+Panel = Literal["Model", "Learning", "Sessions", "Limits", "Server"]
 
 
 def _field(panel: Panel, default: Any, description: str, **limits: Any) -> Any:
@@ -68,7 +68,33 @@ class Settings(BaseSettings):
     dtype: Literal["float32", "bfloat16", "float16"] = _field(
         "Model", "float32", "Floating-point type of the weights."
     )
-    engine: Literal["torch", "vllm"] = _field("Model", "torch", "What runs the model.")
+    engine: Literal["torch", "vllm"] = _field(
+        "Model",
+        "torch",
+        "What generates: this process (torch), or a vLLM server that serves the same model, while "
+        "this process decides and learns.",
+    )
+    vllm_url: str | None = _field(
+        "Model", None, "Address of the vLLM server, such as http://127.0.0.1:8001."
+    )
+    vllm_adapter_dir: Path | None = _field(
+        "Model",
+        None,
+        "Directory for adapters, which vLLM reads under the same path; by default a temporary one, "
+        "for a vLLM of the same user on this machine.",
+    )
+    vllm_timeout: float = _field(
+        "Model", 60.0, "Seconds that vLLM gets to send a token, or to load an adapter.", gt=0
+    )
+    vllm_max_adapters: int | None = _field(
+        "Model",
+        None,
+        "Adapters loaded in vLLM at once; by default its --max-loras, as its metrics tell.",
+        ge=1,
+    )
+    vllm_api_key_file: Path | None = _field(
+        "Model", None, "File with the key that vLLM was started with (--api-key)."
+    )
     threads: int | None = _field(
         "Model", None, "CPU threads of PyTorch; by default PyTorch chooses.", ge=1, le=1024
     )
@@ -130,6 +156,42 @@ class Settings(BaseSettings):
     )
     measure_costs: bool = _field(
         "Learning", True, "Time the actions at start-up instead of estimating their cost."
+    )
+
+    sessions: str | None = _field(
+        "Sessions",
+        None,
+        "Where sessions are kept: a directory, a URL of fsspec (s3://bucket/prefix), or memory; by "
+        "default a directory of the model below PONDERTTT_DATA or the user's data directory.",
+    )
+    session_versions: int = _field(
+        "Sessions", 3, "Versions kept of each session to go back to.", ge=1, le=1000
+    )
+    session_write_delay: float = _field(
+        "Sessions",
+        2.0,
+        "Seconds after which what a session has learned is handed to the store at the latest.",
+        ge=0,
+        le=3600,
+    )
+    session_idle_seconds: float = _field(
+        "Sessions",
+        600.0,
+        "Seconds after which the store alone holds an unused session, and any server may take it.",
+        ge=0,
+    )
+    session_ttl: float | None = _field(
+        "Sessions",
+        None,
+        "Seconds after which an unused session is deleted; by default never.",
+        gt=0,
+    )
+    ram_sessions: int = _field(
+        "Sessions",
+        64,
+        "Sessions outside the bank whose fast weights stay in RAM; the others are read from the "
+        "store when they are needed.",
+        ge=0,
     )
 
     max_model_len: int | None = _field(
@@ -236,12 +298,19 @@ class Settings(BaseSettings):
         "Server", "info", "Least severity that is logged; from info on, every request is."
     )
 
-    @field_validator("engine")
+    @field_validator("vllm_api_key_file")
     @classmethod
-    def _engine_is_there(cls, engine: str) -> str:
-        if engine == "vllm":
-            raise ValueError("'vllm' is not available in this version; use 'torch'")
-        return engine
+    def _key_is_there(cls, file: Path | None) -> Path | None:
+        if file is not None and not file.expanduser().is_file():
+            raise ValueError(f"{file} is not a file; give one that holds vLLM's key")
+        return file.expanduser() if file is not None else None
+
+    @field_validator("sessions")
+    @classmethod
+    def _sessions_have_a_place(cls, sessions: str | None) -> str | None:
+        if sessions is not None and not sessions.strip():
+            raise ValueError("is empty; give a directory, a URL, or memory")
+        return sessions
 
     @field_validator("policy")
     @classmethod

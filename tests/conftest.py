@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from ponderttt.config import DATA_VARIABLE
 from ponderttt.models import store
 from tests import helpers
 
@@ -14,6 +16,14 @@ from tests import helpers
 # time, so that a failure of one run is a failure of the next.
 settings.register_profile("ponderttt", deadline=None, derandomize=True)
 settings.load_profile("ponderttt")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _data_of_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test leaves sessions among the user's data."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(DATA_VARIABLE, str(tmp_path_factory.mktemp("data")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ponderttt.adaptation.actions import Action, CostModel
+from ponderttt.adaptation.actions import Action, CostModel, CostModelName
 from ponderttt.adaptation.params import check_budget
 from ponderttt.engine.config import EngineConfig, TTTDefaults
 from ponderttt.engine.core import EngineCore
@@ -22,6 +22,7 @@ from training.environments.budgeted import BudgetRules
 from training.live import Method, play_live
 from training.live_results import LiveResult, by_repository, cut_torn_end, mean_costs
 from training.rollouts.episodes import Episode
+from training.rollouts.lanes import TrunkCache
 from training.trials import Trial
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,8 @@ class Bench:
     Args:
         core: gives model, tokenizer and name.
         episodes: the text; cut into chunks of each trial's size.
-        budget: mean measured cost per chunk, × forward.
+        budget: mean cost per chunk, × forward.
+        cost_model: in which the budget is counted.
         output: JSON lines of results; what is there of the same model, text and budget is not run
             again.
     Raises:
@@ -85,6 +87,7 @@ class Bench:
         episodes: Sequence[Episode],
         budget: float,
         output: Path,
+        cost_model: CostModelName = "measured",
     ) -> None:
         check_budget("budget", budget)
         if not episodes:
@@ -94,11 +97,14 @@ class Bench:
         self._core = core
         self._episodes = episodes
         self._budget = budget
+        self._cost_model: CostModelName = cost_model
         self._output = output
-        text = [core.model_name, budget, [[e.name, e.documents] for e in episodes]]
+        text = [core.model_name, cost_model, budget, [[e.name, e.documents] for e in episodes]]
         self._digest = hashlib.sha256(json.dumps(text).encode()).hexdigest()[:24]
         self._known: dict[str, TrialResult] = {}
         self._off: dict[str, float] = {}
+        # By the first adaptive block: below it nothing differs between trials.
+        self._trunks: dict[int, TrunkCache] = {}
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.touch()
@@ -122,7 +128,7 @@ class Bench:
             return known
         core = self._engine(trial)
         measured = core.measure_costs(trial.chunk_size)
-        rules = BudgetRules((self._budget,), core.costs, "measured")
+        rules = BudgetRules((self._budget,), core.costs, self._cost_model)
         method = Method("learning", FrontLoaded(trial.action), self._budget)
         episodes = [replace(each, chunk_size=trial.chunk_size) for each in self._episodes]
         played = self._play(core, episodes, method, rules)
@@ -156,7 +162,8 @@ class Bench:
     def _play(
         self, core: EngineCore, episodes: Sequence[Episode], method: Method, rules: BudgetRules
     ) -> list[LiveResult]:
-        return play_live(core, episodes, [method], rules, None)
+        trunks = self._trunks.setdefault(core.bank.layout.first_layer, TrunkCache())
+        return play_live(core, episodes, [method], rules, None, trunks=trunks)
 
     def _base(
         self, core: EngineCore, episodes: Sequence[Episode], rules: BudgetRules

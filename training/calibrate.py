@@ -2,8 +2,9 @@
 
 One option is varied at a time, around the best found so far. All trials read the same text and may
 spend the same: the budget is counted in the trial's own measured costs, so a configuration whose
-step is twice as expensive may take half as many. Every trial learns as early as its budget lets it,
-and is judged on the text that follows: each chunk is measured before it is learned.
+step is twice as expensive may take half as many. (On a machine too busy to time anything it can be
+counted in nominal costs: all trials then take as many steps.) Every trial learns as early as its
+budget lets it, and is judged on the text that follows: each chunk is measured before it is learned.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import typer
 
-from ponderttt.adaptation.actions import Action
+from ponderttt.adaptation.actions import Action, CostModelName
 from ponderttt.adaptation.calibration import Calibration
 from ponderttt.errors import InvalidRequestError
 from training.bench import Bench, TrialResult
@@ -67,6 +68,7 @@ def run_calibration(
     output: Path,
     *,
     budget: float,
+    cost_model: CostModelName,
     repositories: int,
     chunks: int,
     stages: Sequence[str] = (),
@@ -89,7 +91,7 @@ def run_calibration(
     divided = load_split(recipe.corpora, progress=progress)
     config = replace(recipe.episodes, chunks=chunks)
     episodes = make_episodes(divided.train[:repositories], core.tokenizer, config)
-    bench = Bench(core, episodes, budget, output / "trials.jsonl")
+    bench = Bench(core, episodes, budget, output / "trials.jsonl", cost_model)
     start = Trial(core.bank.layout.config, core.writer.rule, chunk_size=config.chunk_size)
     plans = [
         (Action.UPDATE_1, default_stages(core.model.config.num_layers)),
@@ -112,7 +114,7 @@ def run_calibration(
             "model": core.model_name,
             "chunk_size": best.chunk_size,
             "command": f"ponderttt train calibrate {recipe_name} --budget {budget:g} "
-            f"--repositories {repositories} --chunks {chunks}",
+            f"--cost-model {cost_model} --repositories {repositories} --chunks {chunks}",
             "figures": figures,
         },
     )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ponderttt.adaptation.actions import Action
+from ponderttt.adaptation.actions import Action, CostModelName
 from ponderttt.errors import InvalidRequestError
 from training.baseline import baseline
 from training.policy import policy
@@ -107,6 +107,9 @@ def evaluate_command(
     budget: Annotated[
         list[float] | None, typer.Option(help="Mean cost asked for; repeat; default: the recipe's.")
     ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only this method; may be repeated. Default: all.")
+    ] = None,
     episodes: Annotated[int | None, typer.Option(min=1, help="The first episodes only.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     record: Annotated[
@@ -131,6 +134,7 @@ def evaluate_command(
         device=device,
         progress=not quiet,
         record=record,
+        only=method or (),
     )
     typer.echo(report.to_markdown())
 
@@ -160,8 +164,12 @@ def calibrate_command(
     recipe: RecipeArgument,
     output: Annotated[Path, typer.Option(help="Folder for trials.jsonl and calibration.json.")],
     budget: Annotated[
-        float, typer.Option(help="Mean measured cost per chunk that every trial may spend.")
-    ] = 1.75,
+        float, typer.Option(help="Mean cost per chunk that every trial may spend.")
+    ] = 1.5,
+    cost_model: Annotated[
+        CostModelName,
+        typer.Option(help="The budget's; nominal where the machine is too busy to time anything."),
+    ] = "measured",
     repositories: Annotated[
         int, typer.Option(min=1, help="Training repositories that are read.")
     ] = 6,
@@ -179,6 +187,7 @@ def calibrate_command(
         recipe,
         output,
         budget=budget,
+        cost_model=cost_model,
         repositories=repositories,
         chunks=chunks,
         stages=stage or (),

@@ -155,13 +155,15 @@ def run_evaluation(
     device: str,
     progress: bool,
     record: bool = False,
+    only: Sequence[str] = (),
 ) -> EvaluationReport:
     """What `ponderttt train evaluate` does; writes report.json, report.md and report.png.
 
-    With `record`, the policy's own file states the figures as well.
+    With `record`, the policy's own file states the figures as well; `only` names the methods that
+    are played, where not all of them are wanted.
 
     Raises:
-        InvalidRequestError: no policy, or no episode in the set.
+        InvalidRequestError: no policy, no such method, or no episode in the set.
     """
     chosen = load_recipe(recipe)
     (name,) = split_names([split])
@@ -175,6 +177,9 @@ def run_evaluation(
         )
     rules = rules_of(chosen, recorded.costs)
     choosers = methods(recorded.episodes["train"], rules, wanted, {POLICY: gate})
+    if unknown := sorted(set(only) - set(choosers)):
+        raise InvalidRequestError("method", f"{unknown[0]!r} is none of {', '.join(choosers)}")
+    choosers = {name: each for name, each in choosers.items() if not only or name in only}
     if live:
         slots = 1 + len(wanted) * len(choosers)
         core = open_core(chosen, device=device, slots=slots)

@@ -10,6 +10,7 @@ from ponderttt.adaptation.actions import CostModel
 from ponderttt.engine.core import EngineCore
 from ponderttt.errors import InvalidRequestError
 from training.analysis.gains import TraceEpisode
+from training.analysis.smoothing import smoothed
 from training.environments.live_env import LiveEnv
 from training.environments.trace_env import TraceEnv
 from training.learning import TraceSet, rules_of
@@ -28,6 +29,8 @@ def trace_source(
     recipe: Recipe, episodes: Sequence[TraceEpisode], costs: Mapping[str, CostModel], seed: int
 ) -> RolloutSource:
     """Rollouts on recorded episodes."""
+    if recipe.reward.smooth:
+        episodes = smoothed(episodes, recipe.reward, recipe.episodes.chunk_size)
     env_seed, action_seed = derived_seeds(seed, _SEEDS)[3:]
     env = TraceEnv(
         episodes,

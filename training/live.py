@@ -27,7 +27,7 @@ from training.analysis.schedules import Served
 from training.environments.budgeted import BudgetRules
 from training.live_results import LiveResult, append_results, open_results
 from training.rollouts.episodes import Episode
-from training.rollouts.lanes import Lane, Lanes
+from training.rollouts.lanes import Lane, Lanes, TrunkCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ def play_live(
     *,
     seed: int = 0,
     progress: Callable[[int], None] = lambda chunks: None,
+    trunks: TrunkCache | None = None,
 ) -> list[LiveResult]:
     """Play every method on every episode.
 
@@ -66,6 +67,7 @@ def play_live(
             rule, policy, costs or seed were others. None: nothing is kept.
         seed: of the draws.
         progress: called with the number of chunks that were read since the last call.
+        trunks: as for `Lanes`.
     Returns:
         The results of these methods and episodes, old and new: by episode, then by method.
     Raises:
@@ -77,7 +79,7 @@ def play_live(
     done: dict[tuple[object, ...], LiveResult] = {}
     if output is not None:
         done = {(r.episode, r.method, r.budget, r.made_with): r for r in open_results(output)}
-    lanes = Lanes(core)
+    lanes = Lanes(core, trunks)
     every: list[LiveResult] = []
     for episode in episodes:
         keys = [

@@ -66,12 +66,16 @@ def policy(
 
     chosen = recipe_for(model_scale, recipe)
     number = chosen.ppo.seed if seed is None else seed
+    provenance: dict[str, object] = {"source": "traces" if traces else "live"}
     if traces:
         recorded = load_traces(traces, chosen)
         if not recorded.episodes["train"]:
             raise InvalidRequestError("traces", "have no episode of the training set")
         network = fresh_network(chosen, recorded.episodes["train"], number)
         opened = traces_in(workers, chosen, recorded, number)
+        provenance["trained_on"] = sorted(
+            {episode.name.rpartition("#")[0] for episode in recorded.episodes["train"]}
+        )
     else:
         chosen = replace(chosen, ppo=replace(chosen.ppo, num_steps=live_steps))
         network = ActorCritic(chosen.ppo.hidden_sizes, derived_seeds(number, 3)[0])
@@ -104,7 +108,7 @@ def policy(
             "seed": number,
             "iterations": trainer.iteration,
             "steps": trainer.steps,
-            "source": "traces" if traces else "live",
+            **provenance,
             "repositories": list(chosen.corpora.repositories),
             "held_out": list(chosen.corpora.held_out),
         },

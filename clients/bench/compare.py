@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from clients.results import Header, Record
 
 
+# Metrics that have a better-known name: the mean over samples, then over problems.
+_TITLES = {(kind, "passed"): "passed = pass@1" for kind in ("humaneval", "mbpp", "classeval")}
+
+
 def compare(
     files: Annotated[
         list[Path],
@@ -165,7 +169,8 @@ def _text(found: dict[str, Any]) -> str:
     titles = list(found["columns"])
     rows = []
     for metric, better in found["better"].items():
-        row = [f"{metric} ({'↑' if better == 'higher' else '↓'})"]
+        name = _TITLES.get((found["kind"], metric), metric)
+        row = [f"{name} ({'↑' if better == 'higher' else '↓'})"]
         for title in titles:
             cell = found["columns"][title][metric]
             text = show(cell["mean"], metric)

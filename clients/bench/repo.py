@@ -138,6 +138,7 @@ def repo(
     from clients.bench.repo_arms import make_arms
     from clients.bench.repo_plan import Sizes, make_plan
     from clients.bench.repo_run import Schedule
+    from clients.keys import read_key
     from clients.results import ResultFile
 
     # Before the work whose result it would lose.
@@ -145,7 +146,7 @@ def repo(
         raise InvalidRequestError("--json", f"{json_file.parent} is no directory to write to")
     sizes = Sizes(files, targets, max_lines, context_chars, file_chars, left_chars)
     plan = make_plan(paths, unrelated or [], unrelated_files if loss else 0, sizes, seed)
-    with Client(base_url, timeout, api_key=_key(api_key_file)) as client:
+    with Client(base_url, timeout, api_key=read_key(api_key_file)) as client:
         asking = _asking(client, model, left_chars, max_tokens, loss)
         kinds = _kinds(arm, asking)
         arms = make_arms(
@@ -160,18 +161,6 @@ def repo(
             _report(results, json_file)
         if keep_sessions:
             _name_sessions(schedule)
-
-
-def _key(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        lines = path.read_text(encoding="utf-8").split()
-    except OSError as error:
-        raise InvalidRequestError("--api-key-file", f"{path} can't be read: {error}") from error
-    if not lines:
-        raise InvalidRequestError("--api-key-file", f"{path} is empty")
-    return lines[0]
 
 
 def _asking(

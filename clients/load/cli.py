@@ -170,6 +170,7 @@ def load(
 
     A session here is a user's stream of prompts; --ttt session=… makes it one of the server's, too.
     """  # fmt: skip
+    from clients.keys import read_key
     from clients.load.distributions import parse_distribution
     from clients.load.plot import require_matplotlib
     from clients.load.run import LoadRun
@@ -195,7 +196,7 @@ def load(
     users = concurrency or 1
     run = LoadRun(
         base_url=base_url,
-        api_key=_key(api_key_file),
+        api_key=read_key(api_key_file),
         model=model,
         rate=rate,
         users=users,
@@ -269,15 +270,3 @@ def _pairs(given: Sequence[str] | None, param: str) -> dict[str, Any] | None:
     if param == "--ttt" and "session" in pairs:
         pairs["session"] = str(pairs["session"])
     return pairs
-
-
-def _key(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        lines = path.read_text(encoding="utf-8").split()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequestError("--api-key-file", f"{path} can't be read: {error}") from error
-    if not lines:
-        raise InvalidRequestError("--api-key-file", f"{path} is empty")
-    return lines[0]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -29,44 +28,26 @@ def token_losses(normed: Tensor, head: Tensor, targets: Tensor) -> Tensor:
     return losses
 
 
-class _WeightedLoss(torch.autograd.Function):
-    """Sum of weighted cross-entropies; the gradient is made in the forward, slice by slice."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, normed: Tensor, head: Tensor, targets: Tensor, weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        losses = torch.empty(normed.shape[0], device=normed.device)
-        gradient = torch.empty_like(normed)
-        for rows, logits in logit_slices(normed, head):
-            log_norm = logits.logsumexp(dim=1, keepdim=True)
-            losses[rows] = (log_norm - logits.gather(1, targets[rows, None])).squeeze(1)
-            probabilities = logits.sub_(log_norm).exp_()
-            probabilities.scatter_add_(1, targets[rows, None], torch.full_like(log_norm, -1.0))
-            probabilities.mul_(weights[rows, None])
-            gradient[rows] = probabilities.to(head.dtype) @ head
-        ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(losses)
-        return (losses * weights).sum(), losses
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grads[0], None, None, None
-
-
-def weighted_loss(
-    normed: Tensor, head: Tensor, targets: Tensor, weights: Tensor
+def losses_and_gradient(
+    slices: Iterable[tuple[slice, Tensor]], head: Tensor, targets: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Σ weights · cross-entropy, differentiable in `normed` only.
+    """Each row's cross-entropy, and the gradient of their weighted sum with respect to the rows.
 
     Args:
-        normed: [N, hidden] after the final norm.
+        slices: as of `logit_slices`, of [N, hidden] rows after the final norm; overwritten.
         head: [V, hidden], frozen.
         targets: [N] int64.
-        weights: [N] float32.
+        weights: [N] float32, of the rows' losses.
     Returns:
-        The scalar sum, and the rows' losses [N] (detached).
+        Losses [N] float32, in nats, and the gradient [N, hidden] in the head's dtype.
     """
-    total, losses = _WeightedLoss.apply(normed, head, targets, weights)  # type: ignore[no-untyped-call]
-    return total, losses
+    losses = torch.empty(targets.shape[0], device=head.device)
+    gradient = torch.empty((targets.shape[0], head.shape[1]), device=head.device, dtype=head.dtype)
+    for rows, logits in slices:
+        log_norm = logits.logsumexp(dim=1, keepdim=True)
+        losses[rows] = (log_norm - logits.gather(1, targets[rows, None])).squeeze(1)
+        probabilities = logits.sub_(log_norm).exp_()
+        probabilities.scatter_add_(1, targets[rows, None], torch.full_like(log_norm, -1.0))
+        probabilities.mul_(weights[rows, None])
+        gradient[rows] = probabilities.to(head.dtype) @ head
+    return losses, gradient

@@ -42,8 +42,8 @@ class UpdateRule:
         trust_region: L2 norm to which the distance from fresh weights is cut back after each
             step; None: only max_norm bounds it.
         freeze_a: whether only the B matrices move.
-        judge_share: share of the chunk's tokens, evenly spaced, on which the loss after the update
-            is measured; the product with the vocabulary is a third of the work of judging.
+        judge_share: share of the chunk's tokens, in evenly spaced runs, on which the loss after
+            the update is measured; the others cost nothing.
     Raises:
         InvalidRequestError: a value is out of range.
     """

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ponderttt.adaptation.actions import Action
-from ponderttt.adaptation.loss import token_losses, weighted_loss
+from ponderttt.adaptation.loss import logit_slices, losses_and_gradient, token_losses
+from ponderttt.adaptation.observe import Scores
 from ponderttt.adaptation.rules import UpdateRule
 from ponderttt.fast_weights.adapter import BatchedAdapter
 from ponderttt.fast_weights.bank import AdapterBank, AdapterState, StepTag
@@ -30,8 +32,38 @@ from ponderttt.models.attention import FlatBatch
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.kv_cache import KVCache
 
+# Bytes: 256 tokens of a vocabulary of 150,000 are 155 MB.
+_KEPT_LOGITS = 256 << 20
+
 #: Tokens on which a write is judged at least, where it has so many.
 _LEAST_JUDGED = 32
+_JUDGED_RUNS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class TopGradient:
+    """What the head makes of a chunk's rows.
+
+    Args:
+        losses: [T] float32, nats.
+        gradient: [T, hidden], of the mean loss with respect to the rows after the final norm.
+    """
+
+    losses: Tensor
+    gradient: Tensor
+
+
+def logits_fit(model: Decoder, rows: int) -> bool:
+    """Whether a chunk's logits are few enough to be kept from its read to the gate's decision."""
+    return rows * model.config.vocab_size * torch.float32.itemsize <= _KEPT_LOGITS
+
+
+def top_gradient(scores: Scores, head: Tensor, targets: Tensor) -> TopGradient | None:
+    """From the logits that `score` kept, which are overwritten; None where it kept none."""
+    if not scores.logits:
+        return None
+    weights = torch.full((len(targets),), 1.0 / len(targets), device=head.device)
+    return TopGradient(*losses_and_gradient(scores.logits, head, targets, weights))
 
 
 @dataclass(slots=True)
@@ -52,6 +84,10 @@ class Write:
         emphasis: [T], factors on the gradients of the rows' losses; chosen at the first step
             where not all tokens count.
         before: [T], the rows' losses before the update; None until the first step.
+        top: for the first step, from the read of the chunk by the same version, which saves the
+            product with the vocabulary. The row that predicts the chunk's first token belongs to
+            the chunk before and may have been read by an older version; the replay then differs
+            from the read by that one position, which is left out of account.
     """
 
     tag: StepTag
@@ -66,6 +102,7 @@ class Write:
     failure: str | None = None
     emphasis: Tensor | None = None
     before: Tensor | None = None
+    top: TopGradient | None = None
 
     @property
     def rows(self) -> int:
@@ -76,6 +113,14 @@ class Write:
     def finished(self) -> bool:
         """All steps taken, or given up."""
         return self.failure is not None or self.steps_done >= self.action.steps
+
+
+class _Run(NamedTuple):
+    """Rows offset … offset+rows-1 of a write, given by its index."""
+
+    write: int
+    offset: int
+    rows: int
 
 
 class Writer:
@@ -98,8 +143,8 @@ class Writer:
 
         Losses in nats per token are appended to each write: one per step, measured before it,
         and, once finished, the loss after the last. Where that is measured on some tokens only,
-        it is the loss before plus what these tokens' losses have changed. A failure is noted in
-        `failure`.
+        it is the loss before plus what these tokens' losses have changed. A failure is noted
+        in `failure`.
         """
         self._gradient_step(writes)
         finished = [write for write in writes if write.finished and write.failure is None]
@@ -122,19 +167,41 @@ class Writer:
     def _gradients(self, writes: Sequence[Write], staged: Tensor) -> tuple[Tensor, Tensor]:
         """[N, P], of the tokens that count, and the losses of all rows."""
         normed, targets = self._replay(writes, staged)
-        # The mean of each write by itself: no write's gradient depends on the others.
-        weights = torch.cat(
-            [torch.full((w.rows,), 1.0 / w.rows, device=normed.device) for w in writes]
-        )
-        total, losses = weighted_loss(normed, self._model.head, targets, weights)
-        if self.rule.token_share == 1.0:
-            (gradients,) = torch.autograd.grad(total, staged)
-        else:
-            # Which tokens count is known only now, but a row's gradient at the top is its own.
-            (at_top,) = torch.autograd.grad(total, normed)
-            at_top *= self._emphasis(writes, losses)[:, None]
-            (gradients,) = torch.autograd.grad(normed, staged, at_top)
+        with torch.no_grad():
+            losses, at_top = self._at_top(writes, normed.detach(), targets)
+            if self.rule.token_share < 1.0:
+                # A row's gradient at the top is its own, so others can be left out of it.
+                at_top *= self._emphasis(writes, losses)[:, None]
+        (gradients,) = torch.autograd.grad(normed, staged, at_top)
         return gradients, losses
+
+    def _at_top(
+        self, writes: Sequence[Write], normed: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Losses [N] and the gradient [N, hidden] at the top, of each write's mean loss."""
+        sizes = [write.rows for write in writes]
+        tops = {id(w): w.top for w in writes if w.top is not None and not w.steps_done}
+        open_rows = [
+            (rows, ids)
+            for write, rows, ids in zip(
+                writes, normed.split(sizes), targets.split(sizes), strict=True
+            )
+            if id(write) not in tops
+        ]
+        if open_rows:
+            rows, ids = (torch.cat(part) for part in zip(*open_rows, strict=True))
+            # The mean of each write by itself: no write's gradient depends on the others.
+            weights = torch.cat(
+                [torch.full((len(r),), 1.0 / len(r), device=rows.device) for r, _ in open_rows]
+            )
+            head = self._model.head
+            found = losses_and_gradient(logit_slices(rows, head), head, ids, weights)
+            pieces = zip(
+                *(part.split([len(r) for r, _ in open_rows]) for part in found), strict=True
+            )
+            missing = iter([TopGradient(*piece) for piece in pieces])
+        each = [tops[id(write)] if id(write) in tops else next(missing) for write in writes]
+        return torch.cat([t.losses for t in each]), torch.cat([t.gradient for t in each])
 
     def _emphasis(self, writes: Sequence[Write], losses: Tensor) -> Tensor:
         for write, rows in zip(writes, losses.split([w.rows for w in writes]), strict=True):
@@ -190,30 +257,36 @@ class Writer:
             write.failure = "not_finite"
 
     def _judge(self, writes: Sequence[Write]) -> None:
-        every = [self._judged_every(write) for write in writes]
+        runs = [run for index, write in enumerate(writes) for run in self._judged(index, write)]
         with torch.no_grad():
             staged = torch.stack([write.staged.weights for write in writes])
-            normed, targets = self._replay(writes, staged)
-            sizes = [write.rows for write in writes]
-            parts = [
-                (rows[::step], ids[::step])
-                for rows, ids, step in zip(
-                    normed.split(sizes), targets.split(sizes), every, strict=True
-                )
-            ]
-            rows, ids = (torch.cat(part) for part in zip(*parts, strict=True))
-            losses = token_losses(rows, self._model.head, ids)
-        judged = losses.split([len(ids) for _, ids in parts])
-        for write, after, step in zip(writes, judged, every, strict=True):
-            if write.before is None:
+            normed, targets = self._replay(writes, staged, runs)
+            losses = token_losses(normed, self._model.head, targets)
+        after: list[list[Tensor]] = [[] for _ in writes]
+        before: list[list[Tensor]] = [[] for _ in writes]
+        for run, found in zip(runs, losses.split([run.rows for run in runs]), strict=True):
+            known = writes[run.write].before
+            if known is None:
                 raise RuntimeError("a write is judged after its last step")
-            change = after - write.before[::step]
-            write.losses.append(float(write.before.mean() + change.mean()))
+            after[run.write].append(found)
+            before[run.write].append(known[run.offset : run.offset + run.rows])
+        for write, new, old in zip(writes, after, before, strict=True):
+            change = torch.cat(new).mean() - torch.cat(old).mean()
+            # An estimate from few tokens may fall below what a loss can be.
+            write.losses.append(max(0.0, write.losses[0] + float(change)))
             write.failure = self.verdict(write.losses, write.staged.weights)
 
-    def _judged_every(self, write: Write) -> int:
-        """Of how many tokens one is judged; enough remain for a mean."""
-        return max(1, min(round(1 / self.rule.judge_share), write.rows // _LEAST_JUDGED))
+    def _judged(self, index: int, write: Write) -> list[_Run]:
+        """Some runs of rows, spread evenly; what lies between them need not be replayed.
+
+        A run attends to what the read left of the rows before it, as all text to come does.
+        """
+        count = max(_LEAST_JUDGED, round(self.rule.judge_share * write.rows))
+        if count >= write.rows:
+            return [_Run(index, 0, write.rows)]
+        rows = count // _JUDGED_RUNS
+        room = write.rows - rows
+        return [_Run(index, n * room // (_JUDGED_RUNS - 1), rows) for n in range(_JUDGED_RUNS)]
 
     def verdict(self, losses: Sequence[float], weights: Tensor) -> str | None:
         """Why an update must be rolled back: `not_finite`, `norm` or `loss`; None if it may stay.
@@ -230,16 +303,27 @@ class Writer:
             return "loss"
         return None
 
-    def _replay(self, writes: Sequence[Write], staged: Tensor) -> tuple[Tensor, Tensor]:
-        """Adaptive blocks over the boundary activations: normed [N, hidden], targets [N]."""
+    def _replay(
+        self, writes: Sequence[Write], staged: Tensor, runs: Sequence[_Run] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Adaptive blocks over the boundary activations: normed [N, hidden], targets [N].
+
+        `runs`: the rows that are wanted; None: all of every write.
+        """
         model = self._model
-        batch: FlatBatch = model.batch([(w.cache, w.start, w.rows) for w in writes], replay=True)
+        if runs is None:
+            runs = [_Run(index, 0, write.rows) for index, write in enumerate(writes)]
+        of = [writes[run.write] for run in runs]
+        segments = [(w.cache, w.start + r.offset, r.rows) for w, r in zip(of, runs, strict=True)]
+        batch: FlatBatch = model.batch(segments, replay=True)
         adapter = BatchedAdapter(
             self._layout.views(staged),
-            range(len(writes)),
-            [write.rows for write in writes],
+            [run.write for run in runs],
+            [run.rows for run in runs],
             self._layout.config.scale,
         )
-        x = torch.cat([write.boundary for write in writes])
+        rows = [slice(run.offset, run.offset + run.rows) for run in runs]
+        x = torch.cat([w.boundary[r] for w, r in zip(of, rows, strict=True)])
         x = model.run(x, self._layout.first_layer, self._layout.last_layer, batch, adapter)
-        return model.normed(x), torch.cat([write.targets for write in writes])
+        targets = torch.cat([w.targets[r] for w, r in zip(of, rows, strict=True)])
+        return model.normed(x), targets

@@ -13,8 +13,9 @@ from ponderttt.engine.outputs import Event
 from ponderttt.engine.queue import FairQueue
 from ponderttt.engine.reader import Reader
 from ponderttt.engine.request import AdaptRequest, GenerateRequest, Request, Tenant
-from ponderttt.engine.resolve import for_documents, resolve_ttt
+from ponderttt.engine.resolve import ResolvedTTT, for_documents, resolve_ttt
 from ponderttt.engine.sampler_state import SamplerState, check_logit_bias
+from ponderttt.engine.sampling_params import SamplingParams
 from ponderttt.engine.sequence import Group, Sequence, Span, Status
 from ponderttt.errors import (
     InvalidRequestError,
@@ -35,6 +36,7 @@ class Admission:
         max_model_len: tokens of prompt and completion together.
         default_gate: where neither request nor session names one.
         has_policy: whether gate `policy` can be used.
+        remote: a `Generator` draws the tokens, so that only what is learned or scored is read here.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Admission:
         max_model_len: int,
         default_gate: GateName,
         has_policy: bool,
+        remote: bool = False,
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
@@ -56,6 +59,7 @@ class Admission:
         self._max_model_len = max_model_len
         self._default_gate = default_gate
         self._has_policy = has_policy
+        self._remote = remote
         # Apart, so that no completion waits behind a document that takes minutes.
         self._completions = FairQueue()
         self._adapts = FairQueue()
@@ -85,13 +89,15 @@ class Admission:
             ttt = for_documents(ttt)
             self._check_documents(request)
         else:
-            self._check_prompt(request)
+            self._check_prompt(request, ttt)
             if request.sampling.n > 1 and ttt.learns_generated:
                 raise InvalidRequestError(
                     "n",
                     f"{request.sampling.n} sequences can't all teach the same fast weights; "
                     "use n = 1, or ttt.adapt_on = 'prompt'",
                 )
+            if self._remote and ttt.learns_generated and ttt.when == "inline":
+                _check_parts(request.sampling)
         return Group(request, session, request.ttt is not None, ttt, sink)
 
     def _check_ids(self, param: str, ids: tuple[int, ...]) -> None:
@@ -111,7 +117,7 @@ class Admission:
         for number, document in enumerate(request.documents):
             self._check_ids(f"documents[{number}].text", document)
 
-    def _check_prompt(self, request: GenerateRequest) -> None:
+    def _check_prompt(self, request: GenerateRequest, ttt: ResolvedTTT) -> None:
         sampling = request.sampling
         self._check_ids("prompt", request.prompt_ids)
         room = self._max_model_len - len(request.prompt_ids)
@@ -128,11 +134,12 @@ class Admission:
                 f"{sampling.max_tokens} new tokens after a prompt of {len(request.prompt_ids)} "
                 f"exceed the context window of {self._max_model_len}; ask for at most {room}",
             )
-        reserve = (len(request.prompt_ids) + sampling.max_tokens) * sampling.n
+        length = self._capacity(request, ttt)
+        reserve = length * self._readers(request)
         if reserve > self._config.max_kv_tokens:
             raise InvalidRequestError(
                 "n",
-                f"{sampling.n} sequences of up to {reserve // sampling.n} tokens need more than "
+                f"{sampling.n} sequences of up to {length} tokens need more than "
                 f"the {self._config.max_kv_tokens} positions of the KV cache; ask for fewer",
             )
         if sampling.n > self._config.max_num_seqs:
@@ -221,7 +228,7 @@ class Admission:
         """
         if group.session is not None and not group.session.ephemeral:
             self._check_session_lives(group)
-        need = self._reservation(group) * _sequences(group.request)
+        need = self._reservation(group)
         if not self._has_kv_room(group, need):
             return False
         if group.session is None and self._needs_weights(group):
@@ -266,11 +273,30 @@ class Admission:
         return group.ttt.learns_prompt or group.ttt.learns_generated
 
     def _reservation(self, group: Group) -> int:
-        """Positions of KV cache that one sequence of the request may need."""
+        """Positions of KV cache that the request may need."""
         request = group.request
         if isinstance(request, GenerateRequest):
-            return len(request.prompt_ids) + request.sampling.max_tokens
+            return self._capacity(request, group.ttt) * self._readers(request)
         return min(max(len(d) for d in request.documents), self._window)
+
+    def _readers(self, request: GenerateRequest) -> int:
+        """Sequences of the request that are read here: elsewhere, siblings are only drawn."""
+        return 1 if self._remote else request.sampling.n
+
+    def _capacity(self, request: GenerateRequest, ttt: ResolvedTTT) -> int:
+        """Positions of KV cache that one sequence may need."""
+        prompt, new = len(request.prompt_ids), request.sampling.max_tokens
+        if not self._remote:
+            return prompt + new
+        if ttt.learns_generated and ttt.when == "inline":
+            return prompt + new
+        return prompt if self._reads_prompt_first(request, ttt) else 0
+
+    def _reads_prompt_first(self, request: GenerateRequest, ttt: ResolvedTTT) -> bool:
+        """Whether the prompt is read here before anything is generated."""
+        sampling = request.sampling
+        scores = sampling.prompt_logprobs is not None or sampling.max_tokens == 0
+        return not self._remote or scores or (ttt.learns_prompt and ttt.when == "inline")
 
     def _start(self, group: Group, reserve: int) -> None:
         group.reserved = reserve
@@ -286,15 +312,22 @@ class Admission:
             )
             self.next_window(group)
         else:
-            group.sequences.append(self._prompt_sequence(group, request))
+            sequence = self._prompt_sequence(group, request)
+            group.sequences.append(sequence)
+            if not self._reads_prompt_first(request, group.ttt):
+                sequence.status = Status.REMOTE
+                count = request.sampling.n
+                group.sequences += [self.fork_sequence(sequence, i) for i in range(1, count)]
 
     def _prompt_sequence(self, group: Group, request: GenerateRequest) -> Sequence:
         tokens = list(request.prompt_ids)
-        capacity = len(tokens) + request.sampling.max_tokens
-        sequence = Sequence(group, 0, tokens, len(tokens), self._model.new_cache(capacity))
         ttt = group.ttt
+        capacity = self._capacity(request, ttt)
+        sequence = Sequence(group, 0, tokens, len(tokens), self._model.new_cache(capacity))
         observed = self._needs_weights(group) or request.sampling.prompt_logprobs is not None
-        if observed:
+        if not capacity:
+            pass  # it is not read here
+        elif observed:
             sequence.boundary, sequence.final = self._reader.new_buffers(capacity)
         elif self._config.prefix_cache_bytes:
             sequence.boundary = self._reader.new_buffer(capacity)
@@ -327,16 +360,20 @@ class Admission:
         request = parent.group.request
         if not isinstance(request, GenerateRequest) or parent.sampler is None:
             raise RuntimeError("only sequences that generate have siblings")
-        child = Sequence(
-            parent.group, index, list(parent.tokens), parent.prompt_len, parent.cache.fork()
-        )
+        cache = self._model.new_cache(0) if self._remote else parent.cache.fork()
+        child = Sequence(parent.group, index, list(parent.tokens), parent.prompt_len, cache)
         child.computed = parent.computed
-        child.status = Status.DECODE
+        child.status = Status.REMOTE if self._remote else Status.DECODE
         child.sampler = SamplerState(
             request.sampling, request.prompt_ids, seed=parent.sampler.seed, child=index
         )
         child.detokenizer = IncrementalDetokenizer(self._tokenizer, request.sampling.stop)
         return child
+
+    def equip(self, sequence: Sequence) -> None:
+        """Cache and buffers for a sequence that is to be read from its beginning."""
+        sequence.cache = self._model.new_cache(sequence.prompt_len)
+        sequence.boundary, sequence.final = self._reader.new_buffers(sequence.prompt_len)
 
     def release(self, group: Group) -> None:
         """Give back what the request held."""
@@ -350,6 +387,20 @@ class Admission:
 
 def _sequences(request: Request) -> int:
     return request.sampling.n if isinstance(request, GenerateRequest) else 1
+
+
+def _check_parts(sampling: SamplingParams) -> None:
+    """Elsewhere, a text that is learned as it grows is continued part by part.
+
+    To whoever continues it, earlier parts belong to the prompt, which these penalties don't count.
+    """
+    for name in ("presence_penalty", "frequency_penalty"):
+        if value := getattr(sampling, name):
+            raise InvalidRequestError(
+                name,
+                f"{value} can't be kept up over a text that is learned while it is generated; "
+                "leave it out, use repetition_penalty, or ttt.adapt_on = 'prompt'",
+            )
 
 
 def _unasked(request: Request) -> TTTParams:

@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 #: Events of one request that wait to be read one by one; the tokens of further ones are joined.
 MAX_PENDING_EVENTS = 256
+# What is learned is to be saved even where requests get no time to finish.
+_LEAST_SAVE_SECONDS = 10.0
 
 
 class EventStream:
@@ -99,6 +101,7 @@ class AsyncEngine:
         self._lock = threading.Lock()  # between posting a job and closing the inbox
         self._closed = False
         self._wake = threading.Event()
+        core.call_on_arrival(self._wake.set)
         self._stopping = False
         # Told by the engine's thread between its steps: within one, a request may be in no list.
         self._idle = True
@@ -173,8 +176,39 @@ class AsyncEngine:
         self._post(run)
         return await future
 
+    async def warm(self, name: str) -> None:
+        """Have a stored session at hand before the engine's thread needs it.
+
+        Raises:
+            NotFoundError, DamagedSessionError, ConflictError, StoreError.
+        """
+        sessions = self.core.sessions
+        if sessions.is_cold(name):
+            # Others may wait for the same session.
+            loaded = await asyncio.shield(asyncio.wrap_future(sessions.fetch(name)))
+            await self.call(lambda core: core.sessions.warm(name, loaded))
+
+    async def find(self, name: str) -> None:
+        """Have a session known here that another server may have stored meanwhile."""
+        if self.core.sessions.is_unknown(name):
+            await self.warm(name)
+
+    async def new_session(self, name: str | None, make: Callable[[EngineCore, str], T]) -> T:
+        """Call `make` in the engine's thread with a session id that the store has found free.
+
+        Args:
+            name: the id; None makes one.
+            make: creates the session of this id.
+        """
+        reserved = await asyncio.to_thread(self.core.sessions.reserve, name)
+        try:
+            return await self.call(lambda core: make(core, reserved))
+        finally:
+            # Nothing where it was used.
+            await asyncio.to_thread(self.core.sessions.cancel_reservation, reserved)
+
     async def stop(self, drain_seconds: float = 30.0) -> None:
-        """Take no more requests, let those that run finish, and end the thread.
+        """Take no more requests, let those that run finish, end the thread, store all sessions.
 
         Args:
             drain_seconds: after this the remaining requests get an error.
@@ -187,6 +221,7 @@ class AsyncEngine:
         self._wake.set()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self.core.close, max(drain_seconds, _LEAST_SAVE_SECONDS))
 
     def _busy(self) -> bool:
         return bool(self._inbox) or not self._idle
@@ -222,7 +257,7 @@ class AsyncEngine:
                 self._idle = not self.core.has_requests
                 # `stop` may have set the event just before it was cleared above.
                 if not (worked or self._inbox or self._stopping):
-                    self._wake.wait()
+                    self._wake.wait(self.core.sessions.next_due())
         except BaseException as error:
             _LOG.exception("the engine has failed")
             self.failure = error

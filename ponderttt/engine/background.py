@@ -7,14 +7,20 @@ the successor reads the adaptive blocks only, chunk by chunk, and learns as an i
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from ponderttt.adaptation.chunking import chunk_spans
 from ponderttt.engine.outputs import Event
 from ponderttt.engine.sequence import Group, Sequence, Span
 
 
-def background_group(done: Group) -> Group | None:
-    """The request's successor in the background; None where there is nothing left to learn."""
+def background_group(done: Group, equip: Callable[[Sequence], None]) -> Group | None:
+    """The request's successor in the background; None where there is nothing left to learn.
+
+    Args:
+        done: a request that has been answered.
+        equip: gives a sequence that is to be read from its beginning a cache and buffers.
+    """
     ttt = done.ttt
     if ttt.when != "background" or done.session is None or done.is_adapt:
         return None
@@ -24,11 +30,13 @@ def background_group(done: Group) -> Group | None:
         prompt = chunk_spans(0, answered.prompt_len, ttt.chunk_size)
         spans += [Span(*span, "prompt") for span in prompt]
     if ttt.learns_generated:
-        generated = chunk_spans(answered.prompt_len, answered.computed, ttt.chunk_size)
+        generated = chunk_spans(answered.prompt_len, answered.read_end, ttt.chunk_size)
         spans += [Span(*span, "generated") for span in generated]
-    if not spans or answered.boundary is None:
+    if not spans:
         return None
     end = spans[-1].end
+    # Not so where somebody else has read it, to generate.
+    was_read = answered.computed >= end and answered.boundary is not None
     successor = Group(done.request, done.session, done.named, ttt, _nobody_listens, background=True)
     successor.sequences.append(
         Sequence(
@@ -40,9 +48,11 @@ def background_group(done: Group) -> Group | None:
             spans=deque(spans),
             boundary=answered.boundary,
             final=answered.final,
-            known=end,
+            known=end if was_read else 0,
         )
     )
+    if not was_read:
+        equip(successor.sequences[0])
     return successor
 
 

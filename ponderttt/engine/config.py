@@ -17,6 +17,10 @@ from ponderttt.adaptation.params import (
 from ponderttt.adaptation.rules import UpdateRule
 from ponderttt.errors import InvalidRequestError
 from ponderttt.fast_weights.layout import LoRAConfig
+from ponderttt.sessions.config import StoreConfig
+
+#: Tokens of prompt and completion together, where nobody says and the model takes more.
+DEFAULT_MODEL_LEN = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,8 @@ class EngineConfig:
         busy_batch_tokens: the same while other sequences decode; bounds the gap in their tokens.
         decode_share: share of the time that decoding gets while prefills or writes wait, too.
         adapter_slots: fast weights that the bank holds at once; sessions beyond them wait in RAM.
-        max_sessions: sessions in memory.
+        max_sessions: sessions in all.
+        store: where sessions are kept; None: in memory only.
         lora: shape of the fast weights; None: the model's calibrated one.
         rule: what a gradient step is; None: the model's calibrated rule.
         ttt: defaults.
@@ -90,6 +95,7 @@ class EngineConfig:
     decode_share: float = 0.5
     adapter_slots: int = 32
     max_sessions: int = 256
+    store: StoreConfig | None = None
     lora: LoRAConfig | None = None
     rule: UpdateRule | None = None
     ttt: TTTDefaults = field(default_factory=TTTDefaults)

@@ -6,8 +6,10 @@ Everything here but `prepare` runs in one thread. `Engine` and `AsyncEngine` are
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
@@ -23,9 +25,10 @@ from ponderttt.adaptation.update import Writer
 from ponderttt.config import cache_dir
 from ponderttt.engine.admission import Admission
 from ponderttt.engine.background import background_group
-from ponderttt.engine.config import EngineConfig, served_name
+from ponderttt.engine.config import DEFAULT_MODEL_LEN, EngineConfig, served_name
 from ponderttt.engine.costs import cached_costs, estimate_costs, measure_costs
 from ponderttt.engine.emitter import Emitter
+from ponderttt.engine.generator import AdapterCounts, Generator
 from ponderttt.engine.learner import Learner
 from ponderttt.engine.observer import EngineObserver, NullObserver, StepRecord
 from ponderttt.engine.outputs import DoneEvent, ErrorEvent, Event
@@ -33,6 +36,7 @@ from ponderttt.engine.phases import Phases, groups_at_fault, groups_of
 from ponderttt.engine.prefix_cache import PrefixCache, PrefixCounts
 from ponderttt.engine.prefix_reuse import PrefixReuse
 from ponderttt.engine.reader import Reader
+from ponderttt.engine.relay import Relay
 from ponderttt.engine.report import ttt_report
 from ponderttt.engine.request import Request, Tenant
 from ponderttt.engine.scheduler import Plan, PrefillPlan, Scheduler
@@ -45,14 +49,22 @@ from ponderttt.models import store
 from ponderttt.models.checkpoint import load_decoder, torch_device, torch_dtype
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.tokenizer import Tokenizer
+from ponderttt.sessions.codec import StateCodec
+from ponderttt.sessions.files import open_files
 from ponderttt.sessions.manager import SessionManager
+from ponderttt.sessions.store import SessionStore
+from ponderttt.sessions.vault import StoreStats
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Counts at one moment; `kv_*` in positions, `prefix_*` of the prefix cache."""
+    """Counts at one moment.
+
+    `kv_*` in positions, `prefix_*` of the prefix cache, `store` of the session store, if there is
+    one, `adapters` those that are loaded where somebody else generates.
+    """
 
     running: int = 0
     waiting: int = 0
@@ -65,6 +77,8 @@ class EngineStats:
     evictions: int = 0
     prefix_trunk: PrefixCounts = field(default_factory=PrefixCounts)
     prefix_adaptive: PrefixCounts = field(default_factory=PrefixCounts)
+    store: StoreStats | None = None
+    adapters: AdapterCounts = field(default_factory=AdapterCounts)
 
 
 class EngineCore:
@@ -76,6 +90,7 @@ class EngineCore:
         config: limits and defaults.
         rule: what a gradient step is.
         policy: the trained gate, if there is one.
+        generator: draws the tokens elsewhere; None: here. Closed with the engine.
     """
 
     def __init__(
@@ -86,13 +101,14 @@ class EngineCore:
         config: EngineConfig,
         rule: UpdateRule,
         policy: PolicyGate | None = None,
+        generator: Generator | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.model_name = model_name
         self.config = config
         self.policy = policy
-        limit = config.max_model_len or min(model.config.max_positions, 8192)
+        limit = config.max_model_len or min(model.config.max_positions, DEFAULT_MODEL_LEN)
         self.max_model_len = min(limit, model.config.max_positions, config.max_kv_tokens)
         layout = AdapterLayout(model, config.lora or calibration_for(model_name).lora)
         # Small steps vanish in half precision, whatever the model is kept in.
@@ -111,15 +127,31 @@ class EngineCore:
             model, self.bank, self.writer, tokenizer, self.costs, policy, self._observer
         )
         self._emitter = Emitter(tokenizer.eos_token_ids, self._observer)
-        self._scheduler = Scheduler(config)
+        self._scheduler = Scheduler(config, spares_others=model.device.type == "cpu")
         self._admission = Admission(
             model, tokenizer, self.sessions, self.reader, config,
-            self.max_model_len, self.default_gate, policy is not None,
+            self.max_model_len, self.default_gate, policy is not None, generator is not None,
         )  # fmt: skip
         self._phases = Phases(
-            model, self.reader, self._learner, self._emitter, self._admission.fork_sequence
-        )
+            model, self.reader, self._learner, self._emitter, self._admission.fork_sequence,
+            remote=generator is not None,
+        )  # fmt: skip
+        self._relay: Relay | None = None
+        if generator is not None:
+            generator.on_published = lambda seconds: self._observer.published(seconds)
+            self._relay = Relay(
+                generator, self._emitter, self._learner, self.sessions, layout,
+                tokenizer.eos_token_ids, model_name,
+            )  # fmt: skip
         self._running: list[Group] = []
+        self._close_guard = threading.Lock()
+        self._closed = False
+        self.sessions.on_reset = self.prefixes.cache.drop
+        if config.store is not None:
+            codec = StateCodec(layout, self.bank.fresh_weights, model_name, rule.max_norm)
+            files = open_files(config.store.url)
+            store = SessionStore(files, codec, config.store.keep_versions)
+            self.sessions.attach(store, config.store)
 
     @classmethod
     def from_pretrained(
@@ -131,6 +163,7 @@ class EngineCore:
         dtype: str = "float32",
         policy: Path | None = None,
         observer: EngineObserver | None = None,
+        generator: Generator | None = None,
         progress: bool = False,
     ) -> EngineCore:
         """Fetch (if need be) and load a model, its policy and its update rule.
@@ -141,6 +174,7 @@ class EngineCore:
             device, dtype: torch's names.
             policy: a policy directory; None: the one shipped for the model, if there is one.
             observer: hears of everything.
+            generator: draws the tokens elsewhere; None: here.
             progress: show a bar where something is downloaded.
         Raises:
             ModelError: the model cannot be had, or not on this device.
@@ -160,6 +194,7 @@ class EngineCore:
             config,
             config.rule or calibration_for(name).rule,
             load_policy(policy, name) if policy is not None else None,
+            generator,
         )
         if config.measure_costs:
             core.measure_costs(config.ttt.chunk_size)
@@ -196,6 +231,11 @@ class EngineCore:
     def observer(self, observer: EngineObserver) -> None:
         self._observer = self._learner.observer = self._emitter.observer = observer
 
+    def call_on_arrival(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called, from any thread, when `step` has something to do once more."""
+        if self._relay is not None:
+            self._relay.generator.on_arrival = wake
+
     # --- requests ------------------------------------------------------------------------
 
     def prepare(self, request: Request, sink: Callable[[Event], None]) -> Group:
@@ -229,21 +269,49 @@ class EngineCore:
             except Exception:  # whatever state the engine is in, everybody gets an answer
                 _LOG.exception("request %s could not be cleaned up", group.id)
 
-    def delete_session(self, name: str) -> None:
+    def delete_session(self, name: str) -> Future[None] | None:
         """Forget a session, and what it was still to learn in the background.
 
+        Returns:
+            Done when nothing of it is stored any more; None where there is no store.
         Raises:
             NotFoundError: unknown.
-            ConflictError: a request is using it.
+            ConflictError: a request is using it, or another server.
         """
+        if name in self.sessions.unreadable():
+            return self.sessions.delete(name)
         session = self.sessions.get(name)
         learning = [g for g in self._running if g.background and g.session is session]
         # Where the session can't be deleted, it goes on learning.
         if len(learning) == session.pins:
             for group in learning:
                 self._retire(group, None)
-        self.sessions.delete(name)
+        deleted = self.sessions.delete(name)
         self.prefixes.cache.drop(session)
+        if self._relay is not None:
+            self._relay.generator.forget(name)
+        return deleted
+
+    def close(self, seconds: float = 60.0) -> None:
+        """Stop what runs elsewhere, store all sessions and let go of them.
+
+        Call it once no thread uses the engine any more.
+
+        Args:
+            seconds: limit for what the store takes.
+        """
+        with self._close_guard:
+            if self._closed:
+                return
+            self._closed = True
+            if self._relay is not None:
+                self._relay.generator.close()
+            unsaved = self.sessions.close(seconds)
+        if unsaved:
+            _LOG.error(
+                "%d sessions could not be saved within %g s: %s",
+                len(unsaved), seconds, ", ".join(unsaved),
+            )  # fmt: skip
 
     def export_adapter(self, name: str, directory: Path) -> None:
         """Write a session's fast weights as a PEFT adapter directory."""
@@ -284,16 +352,20 @@ class EngineCore:
             evictions=self.sessions.evictions,
             prefix_trunk=replace(self.prefixes.cache.trunk_counts),
             prefix_adaptive=replace(self.prefixes.cache.adaptive_counts),
+            store=self.sessions.store_stats(),
+            adapters=self._relay.generator.counts() if self._relay else AdapterCounts(),
         )
 
     # --- phases --------------------------------------------------------------------------
 
     def step(self) -> bool:
         """Admit what fits and run one phase; False where there was nothing to do."""
+        self.sessions.tick()
         self._admit()
+        arrived = self._exchange()
         plan = self._next_plan()
         if plan is None:
-            return False
+            return arrived
         begun = time.perf_counter()
         try:
             for group in groups_of(plan):
@@ -322,6 +394,26 @@ class EngineCore:
         self._scheduler.account(kind, seconds)
         self._observer.step(StepRecord(kind, tags, tokens, seconds))
         return True
+
+    def _exchange(self) -> bool:
+        """Take in what was drawn elsewhere, and hand over what is to be; False for neither."""
+        if self._relay is None:
+            return False
+        arrived = self._relay.take_in()
+        for group, error in arrived.items():
+            if error is not None:
+                self._fail(group, error)
+            else:
+                self._advance(group)
+        due = [group for group in self._running if self._relay.is_due(group)]
+        for group in due:
+            try:
+                self._note_version(group)
+                self._relay.hand_over(group)
+            except Exception as error:  # it concerns this request alone
+                _LOG.exception("request %s cannot be handed over", group.id)
+                self._fail(group, error)
+        return bool(arrived or due)
 
     def _next_plan(self) -> Plan | None:
         """The next phase; where it would read what is known, that is taken over first."""
@@ -411,7 +503,9 @@ class EngineCore:
         pending = len(successor.sequences[0].spans) if successor is not None else 0
         report = ttt_report(group, pending)
         tokens = group.prompt_tokens, group.generated_tokens
-        group.sink(DoneEvent(*tokens, report, group.cached_tokens))
+        # Of a text that is learned as it grows, generated tokens may be found there as well.
+        cached = min(group.cached_tokens, group.prompt_tokens)
+        group.sink(DoneEvent(*tokens, report, cached))
         for sequence in group.sequences:
             self._keep_prefix(sequence)
         reason = group.sequences[0].finish_reason
@@ -424,7 +518,7 @@ class EngineCore:
         if waiting >= self.config.max_num_seqs:
             _LOG.warning("%d answers are still to be learned; not adding another", waiting)
             return None
-        successor = background_group(group)
+        successor = background_group(group, self._admission.equip)
         if successor is not None and successor.session is not None:
             self.sessions.acquire(successor.session)
         return successor
@@ -432,6 +526,8 @@ class EngineCore:
     def _retire(self, group: Group, outcome: str | None) -> None:
         self._running.remove(group)
         generated = group.generated_tokens
+        if self._relay is not None:
+            self._relay.retire(group)
         self._admission.release(group)
         if outcome is not None:
             self._note_end(group, outcome, generated)

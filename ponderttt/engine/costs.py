@@ -10,13 +10,14 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from ponderttt.adaptation.actions import Action, CostModel
-from ponderttt.adaptation.observe import ChunkRead, score
-from ponderttt.adaptation.update import Write, Writer
+from ponderttt.adaptation.observe import ChunkRead, Scores, score
+from ponderttt.adaptation.update import Write, Writer, logits_fit, top_gradient
 from ponderttt.fast_weights.bank import AdapterBank, StepTag
 from ponderttt.models.decoder import Decoder
 
@@ -25,20 +26,23 @@ _ROUNDS = 2
 
 
 def estimate_costs(model: Decoder, bank: AdapterBank) -> CostModel:
-    """Costs from the share of compute above the boundary: 1 + 2kα, and α to judge the result."""
+    """Costs from the share α of compute above the boundary: 1 + 2kα.
+
+    What judging the result costs, the first step saves: the read has been through the head.
+    """
     c = model.config
     block = sum(p.in_features * p.out_features for p in model.module_parts(0))
     head = c.hidden_size * c.vocab_size
     above = block * (bank.layout.last_layer - bank.layout.first_layer) + head
     share = above / (block * c.num_layers + head)
-    costs = {a: 1.0 + (2 * a.steps + 1) * share if a.steps else 1.0 for a in Action}
+    costs = {a: 1.0 + 2 * a.steps * share for a in Action}
     return CostModel("measured", costs)
 
 
 def measure_costs(model: Decoder, bank: AdapterBank, writer: Writer, chunk_size: int) -> CostModel:
     """Time one chunk's read, and updates of one and two steps on it; UPDATE_4 is extrapolated.
 
-    Takes about a dozen chunk forwards.
+    Takes about twenty chunk forwards.
     """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(model.config.vocab_size, (chunk_size,), generator=generator)
@@ -48,16 +52,21 @@ def measure_costs(model: Decoder, bank: AdapterBank, writer: Writer, chunk_size:
     boundary = torch.empty(shape, device=model.device, dtype=model.dtype)
     final = torch.empty_like(boundary)
 
+    keep = logits_fit(model, chunk_size)
+
     @torch.inference_mode()
-    def read() -> None:
+    def read() -> Scores:
         batch = model.batch([(cache, 0, chunk_size)])
         x = model.run(model.embed(ids, batch), 0, bank.layout.first_layer, batch)
         boundary.copy_(x)
         x = model.run(x, bank.layout.first_layer, model.config.num_layers, batch)
         final.copy_(model.normed(x))
-        score(model, ChunkRead(ids, 0, chunk_size, boundary, final, cache))
+        chunk = ChunkRead(ids, 0, chunk_size, boundary, final, cache)
+        return score(model, chunk, keep_logits=keep)
 
-    def update(action: Action) -> None:
+    def update(action: Action, scores: Scores) -> None:
+        with torch.inference_mode():
+            top = top_gradient(scores, model.head, ids[1:])
         write = Write(
             tag=StepTag(0, None, 0, "WRITE"),
             action=action,
@@ -66,19 +75,19 @@ def measure_costs(model: Decoder, bank: AdapterBank, writer: Writer, chunk_size:
             boundary=boundary[:-1],
             targets=ids[1:],
             staged=bank.fresh_state(),
+            top=top,
         )
         while not write.finished:
             writer.step([write])
 
     device = model.device
     rounds = []
-    read()
-    update(Action.UPDATE_1)  # to warm up
+    update(Action.UPDATE_1, read())  # to warm up
     for _ in range(_ROUNDS):
         # All in turn, so that they meet the same state of a machine that others share.
         skip = _seconds(read, device)
-        one = _seconds(lambda: update(Action.UPDATE_1), device)
-        two = _seconds(lambda: update(Action.UPDATE_2), device)
+        one = _seconds(partial(update, Action.UPDATE_1, read()), device)
+        two = _seconds(partial(update, Action.UPDATE_2, read()), device)
         rounds.append((skip, one / skip, two / skip))
     skip, one, two = (statistics.median(column) for column in zip(*rounds, strict=True))
     four = two + 2 * max(two - one, 0.0)
@@ -91,7 +100,7 @@ def measure_costs(model: Decoder, bank: AdapterBank, writer: Writer, chunk_size:
     return CostModel("measured", costs, chunk_seconds=skip)
 
 
-def _seconds(run: Callable[[], None], device: torch.device) -> float:
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
     begun = time.perf_counter()
     run()
     if device.type == "cuda":

@@ -46,6 +46,10 @@ class Emitter:
         """Finish a sequence that was to generate nothing."""
         self._finish(sequence, "length")
 
+    def stop(self, sequence: Sequence) -> None:
+        """Finish a sequence that was stopped by whoever draws its tokens."""
+        self._finish(sequence, "stop")
+
     def _time(self, sequence: Sequence) -> None:
         now = time.monotonic()
         group = sequence.group

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ponderttt.adaptation.params import TTTParams
+from ponderttt.engine.config import EngineConfig
 from ponderttt.engine.core import EngineCore
 from ponderttt.engine.outputs import (
     ChunkReport,
@@ -23,6 +25,7 @@ from ponderttt.engine.outputs import (
 from ponderttt.engine.request import AdaptRequest, GenerateRequest, Request
 from ponderttt.engine.sampler import SampledToken
 from ponderttt.engine.sampling_params import SamplingParams
+from ponderttt.sessions.config import StoreConfig
 from ponderttt.sessions.session import Session
 
 
@@ -84,6 +87,18 @@ class SessionHandle:
         report = self._engine.adapt(self.name, texts, ttt)
         return list(report.chunks)
 
+    def snapshot(self) -> int:
+        """Keep the current version beyond the last few, and return its number."""
+        session = self._engine.core.sessions.snapshot(self.name)
+        self._engine.core.sessions.flush()
+        return session.version
+
+    def rollback(self, version: int) -> int:
+        """Go back to a kept version, under a new number, which is returned."""
+        session = self._engine.core.sessions.rollback(self.name, version)
+        self._engine.core.sessions.flush()
+        return session.version
+
     def export(self, directory: str | Path) -> None:
         """Write the fast weights as a PEFT adapter directory."""
         self._engine.core.export_adapter(self.name, Path(directory))
@@ -91,6 +106,9 @@ class SessionHandle:
 
 class Engine:
     """An engine for one program; not thread-safe.
+
+    With a store, sessions are saved before each call returns. Close the engine (or use it in a
+    `with` block) to let other programs have its sessions.
 
     Args:
         core: what runs.
@@ -100,14 +118,39 @@ class Engine:
         self.core = core
 
     @classmethod
-    def from_pretrained(cls, model: str, **options: Any) -> Engine:
-        """Load a model; options as for `EngineCore.from_pretrained`."""
+    def from_pretrained(
+        cls, model: str, *, sessions: str | Path | None = None, **options: Any
+    ) -> Engine:
+        """Load a model.
+
+        Args:
+            model: embedded name, hub name or directory.
+            sessions: directory or URL where sessions are kept; None: in memory, or as
+                `config.store` says.
+            options: as for `EngineCore.from_pretrained`.
+        """
+        if sessions is not None:
+            config = options.get("config") or EngineConfig()
+            options["config"] = replace(config, store=StoreConfig(str(sessions)))
         return cls(EngineCore.from_pretrained(model, **options))
+
+    def close(self) -> None:
+        """Save all sessions and let go of them."""
+        self.core.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def session(self, name: str, defaults: TTTParams | None = None) -> SessionHandle:
         """The session of this name, made if it does not exist."""
-        if name not in self.core.sessions.names():
-            self.core.sessions.create(name, defaults or TTTParams())
+        sessions = self.core.sessions
+        if name not in sessions.names() and name not in sessions.unreadable():
+            sessions.create(name, defaults or TTTParams())
+            sessions.flush()
+        sessions.get(name)
         return SessionHandle(self, name)
 
     def generate(
@@ -132,8 +175,6 @@ class Engine:
 
     def adapt(self, session: str, texts: Seq[str], ttt: TTTParams | None = None) -> TTTReport:
         """Teach a session some texts, in order."""
-        from dataclasses import replace
-
         params = replace(ttt or TTTParams(), session=session)
         documents = tuple(self._ids(text) for text in texts)
         (events,) = self.run([AdaptRequest(documents, params)])
@@ -155,7 +196,9 @@ class Engine:
                 self.core.step()
             self.core.enqueue(group)
         while self.core.has_work:
-            self.core.step()
+            if not self.core.step():
+                time.sleep(0.001)  # what is left is drawn elsewhere
+        self.core.sessions.flush()
         for stream in events:
             if isinstance(stream[-1], ErrorEvent):
                 raise stream[-1].error

@@ -25,7 +25,7 @@ from ponderttt.adaptation.gates import (
 )
 from ponderttt.adaptation.observe import ChunkRead, Scores, observe, score
 from ponderttt.adaptation.policy import PolicyGate
-from ponderttt.adaptation.update import Write, Writer
+from ponderttt.adaptation.update import Write, Writer, logits_fit, top_gradient
 from ponderttt.engine.observer import EngineObserver
 from ponderttt.engine.outputs import ChunkEvent, ChunkReport, Reason
 from ponderttt.engine.resolve import ResolvedTTT
@@ -88,7 +88,7 @@ class Learner:
         session = _session(group)
         with torch.inference_mode():
             read = self._chunk_read(sequence, span)
-            scores = score(self._model, read)
+            scores = score(self._model, read, keep_logits=self._may_learn(sequence, span))
             if not math.isfinite(scores.loss):
                 # Entered into the session's averages it would never leave them.
                 raise ModelError(
@@ -96,12 +96,17 @@ class Learner:
                     "checkpoint and the session's fast weights"
                 )
             action, reason = self._decide(sequence, span, read, scores)
+            top = None
+            if action is not Action.SKIP:
+                targets = read.token_ids[max(span.start, 1) : span.end]
+                top = top_gradient(scores, self._model.head, targets)
         loss = scores.loss if scores.losses.numel() else None
         seconds = sequence.read_seconds + time.perf_counter() - begun
         sequence.read_seconds = 0.0
         pending = PendingWrite(
-            sequence, span, self._keys(sequence, span)[-1], action, reason, loss, seconds
-        )
+            sequence, span, self._keys(sequence, span)[-1], action, reason, loss, seconds,
+            top=top, read_version=sequence.chunk_version,
+        )  # fmt: skip
         if action is Action.SKIP:
             self._report(group, session, pending)
         else:
@@ -114,6 +119,12 @@ class Learner:
         return ChunkRead(
             ids, span.start, span.end, sequence.boundary, sequence.final, sequence.cache
         )
+
+    def _may_learn(self, sequence: Sequence, span: Span) -> bool:
+        """Whether the gradient at the top may be wanted soon, and its logits are not too many."""
+        ttt, size = sequence.group.ttt, span.end - span.start
+        learns = ttt.gate != "off" and not self.is_short(size, ttt)
+        return learns and logits_fit(self._model, size)
 
     def _decide(
         self, sequence: Sequence, span: Span, read: ChunkRead, scores: Scores
@@ -190,7 +201,9 @@ class Learner:
             boundary=sequence.boundary[start : span.end - 1],
             targets=torch.tensor(sequence.tokens[start + 1 : span.end], device=self._model.device),
             staged=self._bank.state(session.slot, session.owner),
+            top=pending.top if version == pending.read_version else None,
         )
+        pending.top = None
         return pending.write
 
     def _reconsider(self, group: Group) -> None:

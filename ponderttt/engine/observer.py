@@ -43,6 +43,9 @@ class EngineObserver(Protocol):
     def chunk(self, report: ChunkReport) -> None:
         """A chunk has been dealt with."""
 
+    def published(self, seconds: float) -> None:
+        """Fast weights are where a `Generator` reads them, after so long; from any thread."""
+
     def finished(
         self, outcome: str, prompt_tokens: int, generated_tokens: int, seconds: float
     ) -> None:
@@ -62,6 +65,9 @@ class NullObserver:
         """Ignore."""
 
     def chunk(self, report: ChunkReport) -> None:
+        """Ignore."""
+
+    def published(self, seconds: float) -> None:
         """Ignore."""
 
     def finished(

@@ -34,6 +34,7 @@ class Phases:
         model: frozen.
         reader, learner, emitter: the engine's.
         fork: makes sibling `index` of a sequence whose prompt has just been read.
+        remote: a `Generator` draws the tokens; here, prompts and chunks are only read.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class Phases:
         learner: Learner,
         emitter: Emitter,
         fork: Callable[[Sequence, int], Sequence],
+        remote: bool = False,
     ) -> None:
         self._model = model
         self._reader = reader
         self._learner = learner
         self._emitter = emitter
         self._fork = fork
+        self._remote = remote
         self.failed: list[tuple[Group, Exception]] = []
 
     def run(self, plan: Plan) -> tuple[PhaseKind, tuple[StepTag, ...], int]:
@@ -87,7 +90,7 @@ class Phases:
             (s, rows[-1:])
             for (s, _), rows in zip(plan.pieces, normed, strict=True)
             if s.computed == s.prompt_len and isinstance(s.group.request, GenerateRequest)
-            if not s.group.background
+            if not s.group.background and s.generated == 0
         ]
         for sequence, last in done:
             with self._alone(sequence):
@@ -99,6 +102,8 @@ class Phases:
             if sequence.spans and sequence.computed == sequence.spans[0].end:
                 with self._alone(sequence):
                     self._learner.consider(sequence)
+            if self._remote:
+                _pass_on(sequence)
 
     @torch.inference_mode()
     def _prompt_read(self, sequence: Sequence, last: torch.Tensor) -> None:
@@ -109,11 +114,13 @@ class Phases:
         if request.sampling.prompt_logprobs is not None:
             self._report_prompt(sequence, request.sampling.prompt_logprobs)
         siblings = [self._fork(sequence, i) for i in range(1, request.sampling.n)]
-        sequence.status = Status.DECODE
+        sequence.status = Status.REMOTE if self._remote else Status.DECODE
         group.sequences.extend(siblings)
         if request.sampling.max_tokens == 0:
             for each in group.sequences:
                 self._emitter.end(each)
+            return
+        if self._remote:
             return
         logits = self._model.logits(last)
         for each in group.sequences:
@@ -183,6 +190,14 @@ class Phases:
         per_row = (time.perf_counter() - begun) / sum(count for _, count in pieces)
         for sequence, count in pieces:
             sequence.read_seconds += per_row * count
+
+
+def _pass_on(sequence: Sequence) -> None:
+    """Whose generated chunk has been read is to be continued, or was to be learned to its end."""
+    reading = sequence.status is Status.PREFILL and sequence.generated > 0
+    if reading and not sequence.spans and not sequence.group.background:
+        ended = sequence.finish_reason is not None
+        sequence.status = Status.FINISHED if ended else Status.REMOTE
 
 
 def _note_versions(pieces: Iterable[tuple[Sequence, int]], tags: tuple[StepTag, ...]) -> None:

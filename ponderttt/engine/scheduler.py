@@ -53,10 +53,13 @@ class Scheduler:
 
     Args:
         config: limits and shares.
+        spares_others: background phases wait for texts that are drawn elsewhere, too: on a CPU,
+            "elsewhere" are the same cores.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, *, spares_others: bool = True) -> None:
         self._config = config
+        self._spares_others = spares_others
         self._owed_to_decode = 0.0
         self._writes_passed_over = 0
         self._adapts_passed_over = 0
@@ -70,7 +73,9 @@ class Scheduler:
         groups = list(groups)
         # A background write that has begun holds its session; let it finish first.
         plan = self._plan([g for g in groups if not g.background or _has_begun(g.write)])
-        return plan or self._plan(
+        if plan is not None or (self._spares_others and any(map(_is_drawn_elsewhere, groups))):
+            return plan
+        return self._plan(
             _oldest_of_each_session(g for g in groups if g.background), background=True
         )
 
@@ -83,13 +88,16 @@ class Scheduler:
             self._owed_to_decode = seconds * share / (1.0 - share)
 
     def _plan(self, groups: list[Group], *, background: bool = False) -> Plan | None:
-        decoding = tuple(_free(groups, Status.DECODE))
+        free = [s for g in groups if g.write is None for s in g.sequences]
+        decoding = tuple(s for s in free if s.status is Status.DECODE)
+        # Tokens that somebody else draws are passed on between phases.
+        generating = bool(decoding) or any(s.status is Status.REMOTE for s in free)
         if decoding and (self._owed_to_decode > 0.0 or not any(map(_has_text, groups))):
             return DecodePlan(decoding)
         groups = self._without_adapts(groups)
         prefilling, writing = _free(groups, Status.PREFILL), _writable(groups)
         # A request that arrives in idle time waits for the phase that runs; keep it short.
-        small = bool(decoding) or background
+        small = generating or background
         room = self._config.busy_batch_tokens if small else self._config.max_batch_tokens
         if writing and (not prefilling or self._writes_passed_over >= _PATIENCE):
             self._writes_passed_over = 0
@@ -153,6 +161,10 @@ def _oldest_of_each_session(groups: Iterable[Group]) -> list[Group]:
         if group.session is not None:
             oldest.setdefault(group.session.owner, group)
     return list(oldest.values())
+
+
+def _is_drawn_elsewhere(group: Group) -> bool:
+    return any(sequence.status is Status.REMOTE for sequence in group.sequences)
 
 
 def _writable(groups: list[Group]) -> list[Group]:

@@ -11,7 +11,7 @@ from enum import Enum
 from torch import Tensor
 
 from ponderttt.adaptation.actions import Action
-from ponderttt.adaptation.update import Write
+from ponderttt.adaptation.update import TopGradient, Write
 from ponderttt.engine.detokenizer import IncrementalDetokenizer
 from ponderttt.engine.outputs import ChunkReport, Event, FinishReason, Phase, Reason
 from ponderttt.engine.request import AdaptRequest, Request
@@ -27,6 +27,7 @@ class Status(Enum):
 
     PREFILL = "prefill"
     DECODE = "decode"
+    REMOTE = "remote"  # a `Generator` draws its tokens
     FINISHED = "finished"
 
 
@@ -56,7 +57,9 @@ class Sequence:
         known: positions whose trunk need not be run: `cache` and `boundary` hold it.
         chain: keys of the prompt's blocks in the prefix cache; None: not looked up yet.
         pure_version, pure_end: positions before `pure_end` were read at this version throughout.
+        chunk_version: at which the chunk to come was read so far; None: at more than one.
         document: index of the document in an adapt request.
+        continuation: name of the part that a `Generator` is drawing now.
         held: tokens not yet sent, because their text may be part of a stop string.
     """
 
@@ -72,6 +75,7 @@ class Sequence:
     chain: tuple[bytes, ...] | None = None
     pure_version: int = 0
     pure_end: int = 0
+    chunk_version: int | None = None
     document: int = 0
     sampler: SamplerState | None = None
     detokenizer: IncrementalDetokenizer | None = None
@@ -79,6 +83,7 @@ class Sequence:
     computed: int = 0
     read_seconds: float = 0.0
     held: list[tuple[int, SampledToken]] = field(default_factory=list)
+    continuation: str | None = None
     last_token_at: float | None = None
     finish_reason: FinishReason | None = None
 
@@ -94,8 +99,17 @@ class Sequence:
 
     @property
     def chunk_end(self) -> int:
-        """Where something must happen next: the gate is asked, or the first token drawn."""
-        return min(self.spans[0].end, self.prompt_len) if self.spans else self.prompt_len
+        """Where something must happen next: the gate is asked, or the next token drawn."""
+        # Beyond the prompt there is something to prefill only where somebody else generates.
+        end = len(self.tokens)
+        return min(self.spans[0].end, end) if self.spans else end
+
+    @property
+    def read_end(self) -> int:
+        """Positions that reading the text to its end would fill: the last token drawn is not read.
+
+        The same whoever generates, so that chunks come out the same."""
+        return max(self.prompt_len, len(self.tokens) - 1)
 
     @property
     def prefill_end(self) -> int:
@@ -109,6 +123,11 @@ class Sequence:
 
     def note_read(self, version: int, count: int) -> None:
         """Positions up to `computed`, the last `count` of them new, have been read at `version`."""
+        if self.spans:
+            if self.computed - count <= self.spans[0].start:
+                self.chunk_version = version
+            elif version != self.chunk_version:
+                self.chunk_version = None
         if self.computed - count != self.pure_end:
             return
         if not self.pure_end:
@@ -123,6 +142,7 @@ class PendingWrite:
 
     Args:
         decided: seconds of the monotonic clock; of a session's writes the oldest goes first.
+        top: what the read knows of the first step, which holds while the version is `read_version`.
     """
 
     sequence: Sequence
@@ -133,6 +153,8 @@ class PendingWrite:
     loss_before: float | None
     seconds: float
     write: Write | None = None
+    top: TopGradient | None = None
+    read_version: int | None = None
     decided: float = field(default_factory=time.monotonic)
 
     @property

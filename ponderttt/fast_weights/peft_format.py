@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ponderttt.errors import AdapterFormatError
@@ -50,26 +51,15 @@ def _key(layout: AdapterLayout, entry: Entry, matrix: str) -> str:
     return f"base_model.model.{blocks}.{entry.layer}.{entry.module}.lora_{matrix}.weight"
 
 
-def export_adapter(
-    layout: AdapterLayout, weights: Tensor, directory: Path, base_model: str
-) -> None:
-    """Write [P] fast weights as a PEFT adapter directory.
+def adapter_config(layout: AdapterLayout, base_model: str) -> bytes:
+    """`adapter_config.json` of every adapter with this layout.
 
     Args:
-        layout: of the vector.
-        weights: [P].
-        directory: made if missing.
-        base_model: name or path that the adapter's config states.
+        layout: of the fast weights.
+        base_model: name or path that it states.
     """
     from peft import LoraConfig
 
-    directory.mkdir(parents=True, exist_ok=True)
-    matrices = layout.views(weights.detach().cpu().unsqueeze(0))
-    tensors = {}
-    for entry in layout.entries:
-        a, b = matrices[entry.layer, entry.module]
-        tensors[_key(layout, entry, "A")] = a[0].contiguous()
-        tensors[_key(layout, entry, "B")] = b[0].contiguous()
     config = LoraConfig(
         r=layout.config.rank,
         lora_alpha=layout.config.alpha,
@@ -81,12 +71,62 @@ def export_adapter(
         base_model_name_or_path=base_model,
         inference_mode=True,
     )
-    config.save_pretrained(directory)
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    with TemporaryDirectory(prefix="ponderttt-") as directory:
+        config.save_pretrained(directory)
+        return (Path(directory) / CONFIG_FILE).read_bytes()
+
+
+def adapter_weights(layout: AdapterLayout, weights: Tensor) -> bytes:
+    """`adapter_model.safetensors` of [P] fast weights."""
+    matrices = layout.views(weights.detach().cpu().unsqueeze(0))
+    tensors = {}
+    for entry in layout.entries:
+        a, b = matrices[entry.layer, entry.module]
+        tensors[_key(layout, entry, "A")] = a[0].contiguous()
+        tensors[_key(layout, entry, "B")] = b[0].contiguous()
+    written: bytes = save(tensors, metadata={"format": "pt"})
+    return written
+
+
+def export_adapter(
+    layout: AdapterLayout, weights: Tensor, directory: Path, base_model: str
+) -> None:
+    """Write [P] fast weights as a PEFT adapter directory.
+
+    Args:
+        layout: of the vector.
+        weights: [P].
+        directory: made if missing.
+        base_model: name or path that the adapter's config states.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / CONFIG_FILE).write_bytes(adapter_config(layout, base_model))
+    (directory / WEIGHTS_FILE).write_bytes(adapter_weights(layout, weights))
 
 
 def import_adapter(layout: AdapterLayout, directory: Path, fresh: Tensor) -> Tensor:
     """Read a PEFT adapter directory into a flat vector [P].
+
+    Args:
+        layout: of the vector.
+        directory: holds `adapter_config.json` and `adapter_model.safetensors`.
+        fresh: as `parse_adapter`.
+    Raises:
+        AdapterFormatError: a file can't be read; and as `parse_adapter`.
+    """
+    found = {}
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        try:
+            found[name] = (directory / name).read_bytes()
+        except OSError as error:
+            raise AdapterFormatError(f"{directory / name}: cannot be read: {error}") from error
+    return parse_adapter(layout, found[CONFIG_FILE], found[WEIGHTS_FILE], fresh, str(directory))
+
+
+def parse_adapter(
+    layout: AdapterLayout, config_json: bytes, weights: bytes, fresh: Tensor, directory: str
+) -> Tensor:
+    """The contents of a PEFT adapter's two files as a flat vector [P].
 
     A lower rank is filled up with fresh rows of A and zeros in B: they change nothing yet, but can
     learn (were both zero, no gradient would reach them). Another alpha is folded into B, and
@@ -94,21 +134,23 @@ def import_adapter(layout: AdapterLayout, directory: Path, fresh: Tensor) -> Ten
 
     Args:
         layout: of the vector.
-        directory: holds `adapter_config.json` and `adapter_model.safetensors`.
+        config_json, weights: `adapter_config.json` and `adapter_model.safetensors`.
         fresh: [P], values for what the adapter leaves out (B zero).
+        directory: how messages name the adapter.
     Raises:
         AdapterFormatError: not plain LoRA, too high a rank, projections outside the layout,
             misshapen, missing or non-finite tensors.
     """
-    config = _read_config(directory)
+    config = _read_config(f"{directory}/{CONFIG_FILE}", config_json)
     scale = _check_config(layout, config)
     rank = config["r"]
+    where = f"{directory}/{WEIGHTS_FILE}"
     try:
-        loaded = load_file(directory / WEIGHTS_FILE)
-    except (OSError, SafetensorError) as error:
-        raise AdapterFormatError(f"{directory / WEIGHTS_FILE}: cannot be read: {error}") from error
+        loaded = load(weights)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise AdapterFormatError(f"{where}: cannot be read: {error}") from error
     if not loaded:
-        raise AdapterFormatError(f"{directory / WEIGHTS_FILE}: holds no tensor")
+        raise AdapterFormatError(f"{where}: holds no tensor")
     # Half precision is widened before alpha is folded in, or the product would be rounded twice.
     tensors = {key: tensor.float() for key, tensor in loaded.items()}
     flat = fresh.detach().cpu().clone().unsqueeze(0)
@@ -129,18 +171,17 @@ def import_adapter(layout: AdapterLayout, directory: Path, fresh: Tensor) -> Ten
         _check_finite(directory, keys["B"], b[0])
     if tensors:
         raise AdapterFormatError(
-            f"{directory}: {next(iter(tensors))} and {len(tensors) - 1} more lie outside the "
+            f"{directory}: {min(tensors)} and {len(tensors) - 1} more lie outside the "
             f"adaptive projections (blocks {layout.first_layer} to {layout.last_layer - 1}, "
             f"{layout.config.targets}); serve with more adaptive layers or other targets"
         )
     return flat[0].to(device=fresh.device, dtype=fresh.dtype)
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / CONFIG_FILE
+def _read_config(path: str, text: bytes) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise AdapterFormatError(f"{path}: cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise AdapterFormatError(f"{path}: not a JSON object")
@@ -168,12 +209,12 @@ def _check_config(layout: AdapterLayout, config: dict[str, Any]) -> float:
     return alpha / rank
 
 
-def _check_tensor(directory: Path, key: str, tensor: Tensor, shape: tuple[int, int]) -> None:
+def _check_tensor(directory: str, key: str, tensor: Tensor, shape: tuple[int, int]) -> None:
     if tuple(tensor.shape) != shape:
         raise AdapterFormatError(f"{directory}: {key} has shape {tuple(tensor.shape)}, not {shape}")
     _check_finite(directory, key, tensor)
 
 
-def _check_finite(directory: Path, key: str, tensor: Tensor) -> None:
+def _check_finite(directory: str, key: str, tensor: Tensor) -> None:
     if not torch.isfinite(tensor).all():
         raise AdapterFormatError(f"{directory}: {key} has values that are not finite")

@@ -42,6 +42,15 @@ def check_session_id(param: str, name: str) -> None:
     check_plain_name(param, plain_name(name))
 
 
+def is_session_id(name: str) -> bool:
+    """Whether `check_session_id` has nothing against it."""
+    try:
+        check_session_id("id", name)
+    except InvalidRequestError:
+        return False
+    return True
+
+
 def check_plain_name(param: str, name: str) -> None:
     """Raise InvalidRequestError unless `name` is 1–128 of letters, digits, `.`, `_`, `-`."""
     if not _NAME.fullmatch(name):

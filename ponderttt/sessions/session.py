@@ -35,6 +35,9 @@ class Session:
         slot: of the bank while they are.
         pins: requests that are using the slot now.
         version: of the fast weights; counts commits.
+        pinned: versions that the store keeps as snapshots, oldest first.
+        kept: versions that the store holds, ascending; the last is what a crash would leave.
+        cold: the store alone holds the weights; they are fetched when somebody needs them.
     """
 
     owner: str
@@ -54,6 +57,9 @@ class Session:
     rollbacks: int = 0
     created: float = field(default_factory=time.time)
     last_used: float = field(default_factory=time.time)
+    pinned: list[int] = field(default_factory=list)
+    kept: tuple[int, ...] = ()
+    cold: bool = False
 
     @property
     def id(self) -> str | None:

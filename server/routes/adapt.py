@@ -34,6 +34,7 @@ async def adapt(
     """Teach a session documents of any length, chunk by chunk."""
     engine, name = context.engine, caller.session(session_id)
     # Before the work of encoding: is there anybody to teach?
+    await engine.warm(name)
     await engine.call(lambda core: core.sessions.get(name))
     with own_field_names():
         ttt = body.params(name)

@@ -19,6 +19,7 @@ from server.routes.common import ERRORS, StrictRoute, json_response, own_field_n
 from server.schemas.session import (
     CreateSession,
     ForkSession,
+    RollbackSession,
     SessionDeleted,
     SessionList,
     SessionObject,
@@ -37,15 +38,15 @@ async def create_session(
     """A session that has learned nothing yet."""
     wanted = body or CreateSession.model_validate({})
 
-    name = caller.new_session(wanted.id)
-
-    def create(core: EngineCore) -> SessionObject:
+    def create(core: EngineCore, name: str) -> SessionObject:
         with own_field_names():
             defaults = session_defaults(core, wanted)
         check_quota(core, caller)
         return describe_session(core, core.sessions.create(name, defaults), caller)
 
-    return json_response(await context.engine.call(create), 201)
+    return json_response(
+        await context.engine.new_session(caller.new_session(wanted.id), create), 201
+    )
 
 
 @router.get("")
@@ -66,6 +67,7 @@ async def retrieve_session(
 ) -> SessionObject:
     """One session."""
     name = caller.session(session_id)
+    await context.engine.warm(name)
     return await context.engine.call(
         lambda core: describe_session(core, core.sessions.get(name), caller)
     )
@@ -73,9 +75,12 @@ async def retrieve_session(
 
 @router.delete("/{session_id}")
 async def delete_session(session_id: str, context: ContextDep, caller: CallerDep) -> SessionDeleted:
-    """Forget a session; 409 while a request uses it."""
+    """Delete a session and all that is stored of it; 409 while a request uses it."""
     name = caller.session(session_id)
-    await context.engine.call(lambda core: core.delete_session(name))
+    await context.engine.find(name)
+    deleted = await context.engine.call(lambda core: core.delete_session(name))
+    if deleted is not None:
+        await asyncio.shield(asyncio.wrap_future(deleted))
     return SessionDeleted(id=session_id)
 
 
@@ -87,23 +92,53 @@ async def fork_session(
     body: Annotated[ForkSession | None, Body()] = None,
 ) -> Response:
     """A copy that goes its own way from here; it belongs to the caller."""
-    name, new_name = (
-        caller.session(session_id),
-        caller.new_session(body.id if body is not None else None),
+    parent, engine = caller.session(session_id), context.engine
+    new_name = caller.new_session(body.id if body is not None else None)
+    await engine.warm(parent)
+
+    def fork(core: EngineCore, name: str) -> SessionObject:
+        core.sessions.get(parent)
+        check_quota(core, caller)
+        return describe_session(core, core.sessions.fork(parent, name), caller)
+
+    return json_response(await engine.new_session(new_name, fork), 201)
+
+
+@router.post("/{session_id}/snapshot")
+async def snapshot_session(
+    session_id: str, context: ContextDep, caller: CallerDep
+) -> SessionObject:
+    """Keep the current version beyond the last few, as long as no newer snapshots replace it."""
+    name = caller.session(session_id)
+    await context.engine.warm(name)
+    return await context.engine.call(
+        lambda core: describe_session(core, core.sessions.snapshot(name), caller)
     )
 
-    def fork(core: EngineCore) -> SessionObject:
-        core.sessions.get(name)
-        check_quota(core, caller)
-        return describe_session(core, core.sessions.fork(name, new_name), caller)
 
-    return json_response(await context.engine.call(fork), 201)
+@router.post("/{session_id}/rollback")
+async def roll_back_session(
+    session_id: str, body: RollbackSession, context: ContextDep, caller: CallerDep
+) -> SessionObject:
+    """Go back to a kept version, under a new number; the ledger stays as it is."""
+    engine, name = context.engine, caller.session(session_id)
+    await engine.warm(name)
+    sessions = engine.core.sessions
+    await engine.call(lambda core: core.sessions.get(name))
+    loaded = await asyncio.to_thread(sessions.read_version, name, body.version)
+
+    def roll_back(core: EngineCore) -> SessionObject:
+        session = core.sessions.rollback(name, body.version, loaded)
+        return describe_session(core, session, caller)
+
+    return await engine.call(roll_back)
 
 
 @router.get("/{session_id}/adapter", response_class=FileResponse)
 async def download_adapter(session_id: str, context: ContextDep, caller: CallerDep) -> Response:
     """The fast weights as a PEFT adapter, zipped."""
     name = caller.session(session_id)
+    await context.engine.warm(name)
     directory = tempfile.TemporaryDirectory(prefix="ponderttt-")
     try:
         files = Path(directory.name) / "adapter"

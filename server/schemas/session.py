@@ -37,6 +37,14 @@ class ForkSession(RequestModel):
     id: str | None = Field(None, description=_ID)
 
 
+class RollbackSession(RequestModel):
+    """The version to go back to."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"version": 12}]})
+
+    version: int = Field(ge=0, le=2**53, description="One of the session's `kept_versions`.")
+
+
 class Document(RequestModel):
     """A text to learn; as long as one likes, since it is learned chunk by chunk."""
 
@@ -88,6 +96,10 @@ class SessionObject(ResponseModel):
     chunks_by_action: dict[ActionName, int]
     rollbacks: int
     cost: ChunkCosts
+    kept_versions: list[int] = Field(
+        description="Stored versions, for `/rollback`; the last one is what a crash would leave."
+    )
+    snapshots: list[int] = Field(description="Versions that are kept beyond the last few.")
     norm: float | None = Field(
         description="L2 distance of the fast weights from fresh ones; null in lists."
     )

@@ -51,4 +51,4 @@ def test_public_names_before_their_first_use_are_listed_by_dir() -> None:
 
 def test_public_methods_of_the_engine_are_these() -> None:
     public = {name for name in vars(Engine) if not name.startswith("_")}
-    assert public == {"adapt", "from_pretrained", "generate", "run", "session"}
+    assert public == {"adapt", "close", "from_pretrained", "generate", "run", "session"}

@@ -18,7 +18,7 @@ import uvicorn
 from ponderttt.engine.async_engine import AsyncEngine
 from ponderttt.engine.core import EngineCore
 from server.app import create_app
-from server.engine_config import engine_config
+from server.build import build_core
 from server.runner import DrainingServer, base_url, bind
 from server.settings import Settings
 
@@ -97,9 +97,15 @@ def live_server(directory: Path, **options: Any) -> Iterator[Live]:
         directory: of the checkpoint.
         options: fields of `Settings` that differ from what suits a test.
     """
-    given = {"measure_costs": False, "drain_seconds": 1.0, "learning_rate": 0.01, **options}
+    given = {
+        "sessions": "memory",
+        "measure_costs": False,
+        "drain_seconds": 1.0,
+        "learning_rate": 0.01,
+        **options,
+    }
     settings = Settings(model=str(directory), **given)
-    core = EngineCore.from_pretrained(settings.model, config=engine_config(settings))
+    core = build_core(settings)
     engine = AsyncEngine(core)
     sock = bind("127.0.0.1", 0)
     config = uvicorn.Config(

@@ -6,6 +6,7 @@ from ponderttt import errors
 from ponderttt.errors import (
     AdapterFormatError,
     ConflictError,
+    DamagedSessionError,
     InvalidRequestError,
     ModelError,
     NotFoundError,
@@ -13,6 +14,7 @@ from ponderttt.errors import (
     PolicyFormatError,
     PonderError,
     PromptTooLongError,
+    StoreError,
     UnavailableError,
 )
 from server.errors import TABLE, describe, error_response
@@ -27,6 +29,8 @@ STATUSES: dict[PonderError, int] = {
     ModelError("b"): 500,
     AdapterFormatError("b"): 400,
     PolicyFormatError("b"): 500,
+    StoreError("b"): 503,
+    DamagedSessionError("b"): 409,
 }
 
 

@@ -15,8 +15,9 @@ from tests.helpers import source_text
 from tests.server.live import Live, live_server
 from tests.server.test_auth import bearer_of, key_file
 
-#: Of log-probabilities down to -15: batches differ in size, and updates make more of that.
-TOLERANCE = 1e-3
+#: Of log-probabilities down to -15, after several updates. Batches differ in size, so a gradient of
+#: about zero is rounded to one side or the other, and Adam makes a whole step of either.
+TOLERANCE = 1e-2
 
 TEXTS = [source_text()[at : at + 1200] for at in (0, 3000, 6000, 9000)]
 PROBE = source_text()[12_000:12_600]

@@ -132,7 +132,8 @@ def test_help_names_every_setting_its_default_and_its_variable(app: typer.Typer)
     ("options", "tells"),
     [
         (["--budget", "0.5"], "greater than or equal to 1"),
-        (["--engine", "vllm"], "'torch'"),
+        (["--engine", "vllm", "--port", "0"], "give it with --vllm-url"),
+        (["--engine", "vllm", "--port", "0", "--vllm-url", "http://127.0.0.1:9"], "--enable-lora"),
         (["--model", "/no/such/model", "--port", "0"], "there is no /no/such/model"),
         (["--host", "192.0.2.1"], "can't listen on 192.0.2.1"),
         (["--config", "/no/such.toml"], "can't be read"),

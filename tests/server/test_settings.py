@@ -12,6 +12,7 @@ from ponderttt.adaptation.calibration import calibration_for
 from ponderttt.adaptation.rules import UpdateRule
 from ponderttt.errors import InvalidRequestError
 from ponderttt.fast_weights.layout import LoRAConfig
+from ponderttt.sessions.config import StoreConfig
 from server.engine_config import engine_config
 from server.settings import ENV_PREFIX, Settings, load_settings
 
@@ -66,7 +67,7 @@ def test_other_variables_with_our_prefix_are_no_settings(monkeypatch: pytest.Mon
         ("budget = nan", "budget", "finite"),
         ("port = 70000", "port", "65535"),
         ('gate = "magic"', "gate", "threshold"),
-        ('engine = "vllm"', "engine", "torch"),
+        ('engine = "jax"', "engine", "torch"),
         ("max_model_len = 3", "max_model_len", "16"),
         ('policy = "/no/such/policy"', "policy", "policy.json"),
         ('calibration = "/no/such.json"', "calibration", "not a file"),
@@ -135,6 +136,26 @@ def test_limits_of_a_key_are_half_of_the_servers_unless_given() -> None:
     assert (settings.waiting_per_key, settings.sessions_per_key) == (1, 1)
     settings = Settings(max_waiting_per_key=5, max_sessions_per_key=0)
     assert (settings.waiting_per_key, settings.sessions_per_key) == (5, 0)
+
+
+def test_sessions_are_kept_below_the_users_data_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PONDERTTT_DATA", str(tmp_path))
+    store = engine_config(Settings(model="somebody/model")).store
+    assert store == StoreConfig(str(tmp_path / "sessions" / "somebody--model"))
+
+
+def test_session_settings_reach_the_store() -> None:
+    settings = Settings(
+        sessions="s3://bucket/place", session_versions=5, session_write_delay=0.5,
+        session_idle_seconds=60, session_ttl=3600, ram_sessions=7,
+    )  # fmt: skip
+    assert engine_config(settings).store == StoreConfig(
+        "s3://bucket/place", keep_versions=5, write_delay=0.5, ram_sessions=7, idle_seconds=60,
+        ttl=3600,
+    )  # fmt: skip
+    assert engine_config(Settings(sessions="memory")).store is None
 
 
 def test_model_brings_its_calibration() -> None:

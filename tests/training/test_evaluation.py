@@ -139,6 +139,18 @@ def test_evaluate_live_plays_every_method_and_recalls_what_it_played(
     assert (tmp_path / "live.jsonl").read_bytes() == before
 
 
+def test_evaluate_plays_only_the_methods_that_are_named(
+    tiny_recipe_file: Path, tiny_traces: Path, policy_folder: Path, tmp_path: Path
+) -> None:
+    found = evaluate(
+        tiny_recipe_file, tmp_path, "--policy", policy_folder, "--traces", tiny_traces, "--live",
+        "--budget", 2.0, "--episodes", 1, "--method", "policy", "--method", "front-loaded",
+    )  # fmt: skip
+    assert [each.method for each in found.results] == ["policy", "front-loaded"]
+    played = read_results(tmp_path / "live.jsonl")
+    assert {each.method for each in played} == {"off", "policy", "front-loaded"}
+
+
 def test_recorded_figures_stay_with_the_policy_which_decides_as_before(
     tiny_recipe_file: Path, tiny_traces: Path, policy_folder: Path, tmp_path: Path
 ) -> None:
@@ -164,6 +176,7 @@ def test_recorded_figures_stay_with_the_policy_which_decides_as_before(
         (["--policy", "POLICY"], "traces: are needed"),
         (["--traces", "TRACES"], "policy: none is shipped"),
         (["--policy", "POLICY", "--traces", "TRACES", "--budget", "0.5"], "lies outside"),
+        (["--policy", "POLICY", "--traces", "TRACES", "--method", "luck"], "'luck' is none of"),
         (["--policy", "POLICY", "--traces", "/nowhere"], "cannot be read"),
         (["--policy", "/nowhere", "--traces", "TRACES"], "cannot be read"),
         (["--policy", "POLICY", "--traces", "TRACES", "--output", "/dev/null/x"], "output"),

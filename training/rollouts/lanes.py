@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from ponderttt.adaptation.loss import token_losses
 from ponderttt.adaptation.observation import History
 from ponderttt.adaptation.observe import ChunkRead, Scores, observe, score
 from ponderttt.adaptation.params import TTTParams
-from ponderttt.adaptation.update import Write
+from ponderttt.adaptation.update import TopGradient, Write, logits_fit, top_gradient
 from ponderttt.engine.core import EngineCore
 from ponderttt.errors import InvalidRequestError
 from ponderttt.fast_weights.adapter import BatchedAdapter
@@ -64,6 +64,8 @@ class Lane:
     position: int = 0
     document: Document | None = None
     scores: Scores | None = None
+    top: TopGradient | None = None
+    read_version: int = 0
 
     @property
     def done(self) -> bool:
@@ -157,11 +159,12 @@ class Lanes:
 
     Args:
         core: gives model, bank, phases and costs; its bank needs a slot for every lane.
+        trunks: of other lanes on the same model whose fast weights begin at the same block.
     """
 
-    def __init__(self, core: EngineCore) -> None:
+    def __init__(self, core: EngineCore, trunks: TrunkCache | None = None) -> None:
         self.core = core
-        self._trunks = TrunkCache()
+        self._trunks = TrunkCache() if trunks is None else trunks
         self._opened = 0
 
     def open(self, episode: Episode) -> Lane:
@@ -203,9 +206,16 @@ class Lanes:
         bank = self.core.bank
         tags = [bank.tag(lane.session.slot, lane.session.owner) for lane in lanes]
         self.core.reader.read(pieces, tags)
+        for lane in lanes:
+            self.score(lane)
+
+    def score(self, lane: Lane) -> None:
+        """Losses of the chunk read last, with the weights of now."""
+        model, bank = self.core.model, self.core.bank
         with torch.inference_mode():
-            for lane in lanes:
-                lane.scores = score(self.core.model, self._chunk(lane))
+            keep = logits_fit(model, lane.tokens)
+            lane.scores = score(model, self._chunk(lane), keep_logits=keep)
+        lane.top, lane.read_version = None, bank.version(lane.session.slot)
 
     def features(self, lane: Lane, history: History) -> Tensor:
         """[32], of the chunk read last."""
@@ -356,15 +366,31 @@ class Lanes:
         if document.boundary is None:
             raise RuntimeError("a lane's document keeps its activations")
         start = max(first - 1, 0)
+        version = bank.version(session.slot)
         return Write(
-            tag=StepTag(session.slot, session.owner, bank.version(session.slot), "WRITE"),
+            tag=StepTag(session.slot, session.owner, version, "WRITE"),
             action=action,
             cache=document.cache,
             start=start,
             boundary=document.boundary[start : end - 1],
             targets=torch.tensor(document.tokens[start + 1 : end], device=self.core.model.device),
             staged=bank.state(session.slot, session.owner),
+            # As the engine does it.
+            top=self._top(lane) if version == lane.read_version else None,
         )
+
+    def _top(self, lane: Lane) -> TopGradient | None:
+        """Of the chunk read last; made once, since that uses the logits up."""
+        scores, (_, start, end) = lane.scores, lane.span
+        if scores is not None and scores.logits:
+            model = self.core.model
+            targets = _document(lane).tokens[max(start, 1) : end]
+            with torch.inference_mode():
+                lane.top = top_gradient(
+                    scores, model.head, torch.tensor(targets, device=model.device)
+                )
+            lane.scores = replace(scores, logits=())
+        return lane.top
 
 
 def _document(lane: Lane) -> Document:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from ponderttt.adaptation.observe import Scores
 from ponderttt.engine.core import EngineCore
 from ponderttt.fast_weights.bank import AdapterState
 from training.rollouts.lanes import Lane, Lanes
@@ -20,11 +19,10 @@ def snapshot(core: EngineCore, lane: Lane) -> dict[str, Any]:
 
     Returns:
         Fast weights and moments [P]; keys and values of the adaptive blocks up to where the
-        document is read; final hidden states of these positions; losses of the chunk read last;
-        names of the chunks learned.
+        document is read; final hidden states of these positions; names of the chunks learned.
     """
-    document, scores = lane.document, lane.scores
-    if document is None or document.final is None or scores is None:
+    document = lane.document
+    if document is None or document.final is None or lane.scores is None:
         raise RuntimeError("a lane can be kept once it has read a chunk")
     state = core.bank.state(lane.session.slot, lane.session.owner)
     first, end = core.bank.layout.first_layer, document.computed
@@ -38,12 +36,6 @@ def snapshot(core: EngineCore, lane: Lane) -> dict[str, Any]:
         "keys": document.cache.keys[first:, :, :end].clone(),
         "values": document.cache.values[first:, :, :end].clone(),
         "final": document.final[:end].clone(),
-        "scores": {
-            "losses": scores.losses.clone(),
-            "probes": scores.probes.clone(),
-            "entropy": scores.entropy.clone(),
-            "top1": scores.top1.clone(),
-        },
     }
 
 
@@ -63,4 +55,4 @@ def restore(core: EngineCore, lanes: Lanes, lane: Lane, kept: dict[str, Any]) ->
         document.cache.values[first:, :, :end] = kept["values"]
         document.final[:end] = kept["final"]
     document.computed = document.cache.length = end
-    lane.scores = Scores(**kept["scores"])
+    lanes.score(lane)

@@ -15,7 +15,7 @@ from ponderttt.adaptation.observation import History
 from ponderttt.adaptation.observe import ChunkRead, observe, score
 from ponderttt.adaptation.params import TTTParams
 from ponderttt.adaptation.policy import PolicyGate, PolicyMetadata, PolicyNetwork
-from ponderttt.adaptation.update import Write
+from ponderttt.adaptation.update import Write, logits_fit, top_gradient
 from ponderttt.bench.driving import timed_run
 from ponderttt.bench.lab import Lab
 from ponderttt.bench.texts import Prompt
@@ -78,13 +78,17 @@ def _rate(core: EngineCore, batches: list[list[Write]]) -> Sample:
 
 
 class _Chunk:
-    """A text that was read without fast weights, ready to be learned."""
+    """A text that was read without fast weights, as the engine leaves it to be learned."""
 
     def __init__(self, core: EngineCore, tokens: Prompt) -> None:
         self._core = core
         self._ids = torch.tensor(tokens)
         self._cache = core.model.new_cache(len(tokens))
-        self._boundary, _ = _read(core, self._ids, self._cache, 0)
+        self._boundary, final = _read(core, self._ids, self._cache, 0)
+        read = ChunkRead(self._ids, 0, len(tokens), self._boundary, final, self._cache)
+        keep = logits_fit(core.model, len(tokens))
+        scores = score(core.model, read, keep_logits=keep)
+        self._top = top_gradient(scores, core.model.head, self._ids[1:])
 
     def write(self) -> Write:
         """Of UPDATE_1, from fresh weights."""
@@ -96,6 +100,7 @@ class _Chunk:
             boundary=self._boundary[:-1],
             targets=self._ids[1:],
             staged=self._core.bank.fresh_state(),
+            top=self._top,
         )
 
 

@@ -14,6 +14,7 @@ from ponderttt.adaptation.policy import PolicyGate
 from ponderttt.adaptation.rules import UpdateRule
 from ponderttt.engine.config import EngineConfig
 from ponderttt.engine.core import EngineCore
+from ponderttt.engine.generator import Generator
 from ponderttt.engine.observer import NullObserver, StepRecord
 from ponderttt.engine.outputs import (
     ChunkEvent,
@@ -56,13 +57,14 @@ def make_core(
     *,
     rule: UpdateRule = RULE,
     policy: PolicyGate | None = None,
+    generator: Generator | None = None,
     **settings: Any,
 ) -> EngineCore:
     """An engine whose upper two of four blocks adapt."""
     decoder, tokenizer = load(directory)
     settings.setdefault("lora", LoRAConfig(layers=2))
     config = EngineConfig(measure_costs=False, **settings)
-    return EngineCore(decoder, tokenizer, "tiny", config, rule, policy)
+    return EngineCore(decoder, tokenizer, "tiny", config, rule, policy, generator)
 
 
 @cache

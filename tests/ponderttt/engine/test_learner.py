@@ -23,6 +23,7 @@ from ponderttt.adaptation.params import TTTParams
 from ponderttt.adaptation.policy import PolicyGate, PolicyMetadata, PolicyNetwork
 from ponderttt.adaptation.rules import UpdateRule
 from ponderttt.adaptation.update import Write, Writer
+from ponderttt.engine import learner
 from ponderttt.engine.core import EngineCore
 from ponderttt.engine.outputs import ChunkEvent, ChunkReport, Event
 from ponderttt.engine.request import AdaptRequest, GenerateRequest
@@ -599,3 +600,22 @@ def test_seconds_of_the_reports_add_up_to_the_summary_and_the_ledger(tiny_llama_
     assert all(report.seconds > 0 for report in got.chunks)
     assert got.report.cost.seconds == pytest.approx(total(got.chunks))
     assert core.sessions.get("s").ledger.seconds == pytest.approx(total(got.chunks))
+
+
+@pytest.mark.parametrize(("chunks", "tolerance"), [(1, 1e-5), (4, 0.05)])
+def test_first_step_from_the_read_is_the_one_that_the_replay_gives(
+    chunks: int, tolerance: float, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exactly for a first chunk; the later ones' first tokens were predicted at older versions."""
+    moved = []
+    document = harness.text(tiny_llama_dir, 0, chunks * 32)
+    for known in (True, False):
+        core = make_core(tiny_llama_dir)
+        if not known:
+            monkeypatch.setattr(learner, "logits_fit", lambda model, rows: False)
+        done = harness.adapt(core, document, ttt=FIXED)
+        assert [report.action for report in done.chunks] == [Action.UPDATE_1] * chunks
+        moved.append(harness.weights(core, "s") - core.bank.fresh_weights)
+    difference = float((moved[0] - moved[1]).norm() / moved[1].norm())
+    assert difference < tolerance
+    assert (difference > 1e-5) == (chunks > 1)

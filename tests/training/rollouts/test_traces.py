@@ -87,6 +87,30 @@ def test_gain_of_the_next_chunk_alone() -> None:
     assert episode.gains[0].tolist() == pytest.approx([0.0, 32 / 16, 64 / 16, -32 / 16])
 
 
+def test_beginnings_stand_for_their_share_of_later_documents_only() -> None:
+    """Weights 1 and ½ in the document, ¼ and ⅛ later, of which a quarter are beginnings."""
+    within = replace(record(0), near=2, far=2)
+    ending = replace(record(1), near=0, far=2)
+    reward = RewardConfig(retention=0.5, beginnings=0.25)
+    (episode,) = trace_episodes(HEADER, [within, ending], reward)
+    saved = (0.0, 1.0, 2.0, -1.0)
+    near, far = 1.5 + 0.75 * 0.375, 0.25 * 0.375
+    assert episode.gains[0].tolist() == pytest.approx(
+        [32 * (near / 16 + far / 8) * nats for nats in saved]
+    )
+    # Inside later documents it counts what the other record saw inside its own: `saved` per 16.
+    inside, begins = 0.75 * 1.5, 0.25 * 1.5
+    assert episode.gains[1].tolist() == pytest.approx(
+        [32 * (inside / 16 + begins * 2 / 24) * nats for nats in saved]
+    )
+
+
+@pytest.mark.parametrize("beginnings", [-0.1, 1.1])
+def test_share_of_beginnings_out_of_range_is_refused(beginnings: float) -> None:
+    with pytest.raises(InvalidRequestError, match="beginnings"):
+        RewardConfig(0.5, beginnings)
+
+
 @pytest.mark.parametrize("retention", [-0.1, 1.1])
 def test_retention_out_of_range_is_refused(retention: float) -> None:
     with pytest.raises(InvalidRequestError, match="retention"):

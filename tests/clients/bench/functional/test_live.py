@@ -1,0 +1,63 @@
+"""HumanEval against a real server with a tiny model, in the real sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from clients.bench.functional.cli import humaneval
+from clients.results import read_results
+from tests.server.live import Live, live_server
+
+
+@pytest.fixture(scope="module")
+def live(tiny_llama_dir: Path) -> Iterator[Live]:
+    """A server of the tiny Llama."""
+    with live_server(tiny_llama_dir) as server:
+        yield server
+
+
+def run(live: Live, output: Path, *arguments: str) -> list[dict[str, Any]]:
+    """Records of a run over three problems."""
+    app = typer.Typer()
+    app.command()(humaneval)
+    shared = [
+        "--base-url", live.url, "--problems", "23,28,35", "--prompting", "base", "--quiet",
+        "--max-tokens", "24", "--chunk-size", "32", "--output", str(output),
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, [*shared, *arguments])
+    assert result.exit_code == 0, result.output
+    return sorted(read_results(output)[1], key=lambda record: record["task_id"])
+
+
+def test_every_setting_of_learning_reaches_the_server(live: Live, tmp_path: Path) -> None:
+    records = run(
+        live, tmp_path / "r.jsonl", "--gate", "fixed", "--action", "UPDATE_2", "--budget", "5",
+        "--adapt-on", "prompt", "--cost-model", "nominal", "--when", "inline",
+    )  # fmt: skip
+    for record in records:
+        ttt = record["ttt"]
+        assert (ttt["gate"], ttt["chunk_size"], ttt["budget"]) == ("fixed", 32, 5.0)
+        assert any(chunk["action"] == "UPDATE_2" for chunk in ttt["chunks"])
+        assert record["nominal"] == ttt["cost"]["nominal"] > 1.0
+        # A random model writes no Python.
+        assert record["passed"] is False
+        assert record["result"].startswith("failed: ")
+
+
+def test_problems_asked_in_copies_of_a_session_leave_it_alone(live: Live, tmp_path: Path) -> None:
+    name = live.new_session()
+    before = live.session(name)["digest"]
+    learned = run(live, tmp_path / "a.jsonl", "--session", name, "--gate", "fixed")
+    assert all(record["ttt"]["version_after"] > 0 for record in learned)
+    assert live.session(name)["digest"] == before
+    left = [each["id"] for each in live.http.get("/v1/sessions").json()["data"]]
+    assert not [each for each in left if each.startswith("bench-fork-")]
+
+    run(live, tmp_path / "b.jsonl", "--session", name, "--gate", "fixed", "--no-fork")
+    assert live.session(name)["version"] > 0

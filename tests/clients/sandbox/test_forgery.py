@@ -1,0 +1,369 @@
+"""Attempts to pass without doing the work: patches, lies and forged results."""
+
+from __future__ import annotations
+
+import pytest
+
+from clients.sandbox import Limits, Sandbox, Verdict
+
+QUICK = Limits(wall_seconds=5.0, cpu_seconds=2.0)
+WRONG = "def add(a, b):\n    return 0\n"
+CHECK = "assert add(1, 2) == 3\n"
+UNITTEST = """
+import unittest
+
+class Test(unittest.TestCase):
+    def test_add(self):
+        self.assertEqual(add(1, 2), 3)
+
+result = unittest.TextTestRunner().run(
+    unittest.defaultTestLoader.loadTestsFromTestCase(Test)
+)
+assert result.wasSuccessful()
+"""
+CLOSE = "assert abs(add(1, 2) - 3) < 1e-6\n"
+
+#: What the program does before it is checked, the check, and what is said of it.
+FORGERIES = {
+    "prints_passed": ("print('passed'); print('PASSED'); print('1 passed in 0.01s')", CHECK),
+    "writes_to_all_descriptors": (
+        "import os\n"
+        "for n in range(256):\n"
+        "    for text in (b'passed', b'P\\x00\\x00', b'P\\x00\\x10' + bytes(16)):\n"
+        "        try: os.write(n, text)\n"
+        "        except OSError: pass\n",
+        CHECK,
+    ),
+    "patches_builtins": (
+        "import builtins\n"
+        "builtins.abs = lambda x: 0\nbuiltins.len = lambda x: 0\n"
+        "builtins.exec = builtins.compile = lambda *a, **k: None\n"
+        "builtins.isinstance = lambda *a: True\nbuiltins.AssertionError = SystemExit\n",
+        CLOSE,
+    ),
+    "patches_the_assert_helpers": (
+        "import unittest\n"
+        "unittest.TestCase.assertEqual = lambda *a, **k: None\n"
+        "unittest.TestCase.run = lambda self, result=None: result\n"
+        "unittest.TestResult.wasSuccessful = lambda self: True\n"
+        "unittest.TextTestResult.wasSuccessful = lambda self: True\n",
+        UNITTEST,
+    ),
+    "replaces_a_module": (
+        "import sys, types\n"
+        "fake = types.ModuleType('unittest')\n"
+        "fake.TestCase = object\n"
+        "class Good:\n"
+        "    def __getattr__(self, name): return lambda *a, **k: Good()\n"
+        "fake.TextTestRunner = fake.defaultTestLoader = Good()\n"
+        "sys.modules['unittest'] = fake\n",
+        UNITTEST,
+    ),
+    "patches_os_and_exit": (
+        "import os, sys, atexit\n"
+        "os._exit = lambda code: None\nsys.exit = lambda code=0: None\n"
+        "os.write = lambda *a: 0\nos.read = lambda *a: b''\n"
+        "sys.excepthook = lambda *a: os.abort()\n"
+        "atexit.register(lambda: print('passed'))\n",
+        CHECK,
+    ),
+    "patches_main": (
+        "import sys, __main__\n"
+        "for module in list(sys.modules.values()):\n"
+        "    for name in ('run_check', 'finish', 'report', 'restore', 'main', 'fail', 'compare'):\n"
+        "        try: setattr(module, name, lambda *a: b'')\n"
+        "        except Exception: pass\n",
+        CHECK,
+    ),
+    "traces": (
+        "import sys\n"
+        "def jump(frame, event, arg):\n"
+        "    if event == 'line' and frame.f_code.co_filename == '<check>':\n"
+        "        frame.f_lineno = 99\n"
+        "    return jump\n"
+        "sys.settrace(jump)\n"
+        "sys.setprofile(jump)\n",
+        CHECK,
+    ),
+    "finalizers": (
+        "import os\n"
+        "class Late:\n"
+        "    def __del__(self):\n"
+        "        print('passed', flush=True)\n"
+        "        os._exit(0)\n"
+        "late = Late()\n",
+        CHECK,
+    ),
+    "hangs_on_in_a_thread": (
+        "import threading, os\n"
+        "def work():\n"
+        "    while True:\n"
+        "        for n in range(3, 20):\n"
+        "            try:\n"
+        "                os.set_blocking(n, False)\n"
+        "                os.write(n + 1, b'P\\x00\\x10' + os.read(n, 16))\n"
+        "            except OSError: pass\n"
+        "threading.Thread(target=work, daemon=True).start()\n",
+        CHECK,
+    ),
+    "handles_signals": (
+        "import signal, os\n"
+        "signal.signal(signal.SIGALRM, lambda *a: os._exit(0))\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.001)\n",
+        "import time\ntime.sleep(0.2)\n" + CHECK,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forgery_does_not_pass(sandbox: Sandbox, name: str) -> None:
+    program, check = FORGERIES[name]
+    outcome = sandbox.run(WRONG + program, QUICK, check=check)
+    assert outcome.verdict in {
+        "writes_to_all_descriptors": {Verdict.TAMPERED},
+        "hangs_on_in_a_thread": {Verdict.FAILED, Verdict.TAMPERED},
+        "finalizers": {Verdict.FAILED},
+        "handles_signals": {Verdict.EXITED},
+    }.get(name, {Verdict.FAILED}), outcome
+
+
+@pytest.mark.parametrize(
+    "name", ["prints_passed", "patches_builtins", "patches_the_assert_helpers", "finalizers"]
+)
+def test_honest_work_passes_in_spite_of_it(sandbox: Sandbox, name: str) -> None:
+    """So it is the wrong answer that failed above, and not the attempt."""
+    program, check = FORGERIES[name]
+    right = WRONG.replace("return 0", "return a + b")
+    outcome = sandbox.run(right + program, QUICK, check=check)
+    assert outcome.passed, outcome
+
+
+LIARS = {
+    "equals_everything": "class Liar:\n    def __eq__(self, other): return True\n",
+    "equals_plain_values": (
+        "class Liar(int):\n"
+        "    __hash__ = int.__hash__\n"
+        "    def __eq__(self, other): return type(other) is int\n"
+    ),
+    "by_its_metaclass": (
+        "class Meta(type):\n"
+        "    def __eq__(cls, other): return True\n"
+        "    def __hash__(cls): return hash(int)\n"
+        "    __mro__ = (int, object)\n"
+        "class Liar(metaclass=Meta):\n"
+        "    def __eq__(self, other): return True\n"
+    ),
+    "is_close_to_everything": (
+        "class Liar:\n"
+        "    def __sub__(self, other): return self\n"
+        "    def __abs__(self): return self\n"
+        "    def __lt__(self, other): return True\n"
+        "    def __eq__(self, other): return True\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIARS)
+@pytest.mark.parametrize(
+    ("result", "check"),
+    [
+        ("Liar()", "assert add(1, 2) == 3"),
+        ("Liar()", "assert 3 == add(1, 2)"),
+        ("[1, (Liar(),)]", "assert add(1, 2) == [1, (3,)]"),
+        ("{'a': Liar()}", "assert add(1, 2) == {'a': 3}"),
+    ],
+)
+def test_results_with_comparisons_of_their_own_are_tampering(
+    sandbox: Sandbox, name: str, result: str, check: str
+) -> None:
+    program = LIARS[name] + f"def add(a, b):\n    return {result}\n"
+    outcome = sandbox.run(program, QUICK, check=check)
+    assert outcome.verdict is Verdict.TAMPERED, outcome
+    assert "of its own" in outcome.detail
+
+
+def test_lie_about_a_distance_is_tampering(sandbox: Sandbox) -> None:
+    program = LIARS["is_close_to_everything"] + "def add(a, b):\n    return Liar()\n"
+    assert sandbox.run(program, QUICK, check=CLOSE).verdict is Verdict.TAMPERED
+
+
+def test_honest_comparisons_pass(sandbox: Sandbox) -> None:
+    program = (
+        "from collections import Counter, namedtuple, OrderedDict\n"
+        "from dataclasses import dataclass\nfrom decimal import Decimal\n"
+        "from fractions import Fraction\nfrom enum import IntEnum\n"
+        "Point = namedtuple('Point', 'x y')\n"
+        "class Colour(IntEnum):\n    RED = 1\n"
+        "@dataclass\nclass Data:\n    x: int\n"
+        "class Own:\n"
+        "    def __init__(self, x): self.x = x\n"
+        "    def __eq__(self, other): return self.x == other.x\n"
+    )
+    check = (
+        "assert Point(1, 2) == (1, 2)\nassert Counter('aab') == {'a': 2, 'b': 1}\n"
+        "assert OrderedDict(a=1) == {'a': 1}\nassert Fraction(1, 2) == 0.5 != Decimal(1)\n"
+        "assert Colour.RED == 1\nassert Data(1) == Data(1)\nassert Data(1) != 1\n"
+        "assert Own(1) == Own(1)\nassert [Own(1)] == [Own(1)]\nassert 1 < 2 <= 2 > 1\n"
+    )
+    outcome = sandbox.run(program, QUICK, check=check)
+    assert outcome.passed, outcome
+
+
+@pytest.mark.parametrize(
+    "reach",
+    [
+        "import gc; gc.get_objects()",
+        "import gc; gc.get_referrers(1)",
+        "import sys, gc; gc.get_referents(sys._getframe(2))",
+        "import ctypes",
+        "import _ctypes; _ctypes.dlopen(None, 0)",
+        "import sys; sys.settrace(print)",
+        "import sys; sys.setprofile(print)",
+        "import threading, sys; sys.settrace(lambda *a: None)",
+        "import sys; sys._getframe(1).f_builtins['__compare__'] = lambda *a: True",
+        "import inspect; inspect.currentframe().f_back",
+        "import inspect; inspect.stack()",
+        "import sys; sys._current_frames()",
+        "1 / 0\n    except ZeroDivisionError as error:\n        error.__traceback__.tb_frame\n"
+        "    try: pass",
+        "list((f.gi_frame.f_back for f in [(x for x in [1])]))",
+    ],
+)
+def test_means_to_forge_are_tampering_even_where_the_answer_is_right(
+    sandbox: Sandbox, reach: str
+) -> None:
+    program = (
+        f"def add(a, b):\n    try:\n        {reach}\n    except BaseException:\n        pass\n"
+        "    return a + b\n"
+    )
+    outcome = sandbox.run(program, QUICK, check=CHECK)
+    assert outcome.verdict is Verdict.TAMPERED, outcome
+
+
+def test_library_looks_at_frames_for_honest_programs(sandbox: Sandbox) -> None:
+    program = (
+        "import collections, logging, traceback, typing, warnings\n"
+        "def add(a, b):\n"
+        "    collections.namedtuple('P', 'x')\n    typing.TypeVar('T')\n"
+        "    logging.warning('w')\n    warnings.warn('w')\n"
+        "    try:\n        1 / 0\n    except ZeroDivisionError:\n"
+        "        traceback.print_exc()\n"
+        "    return a + b\n"
+    )
+    outcome = sandbox.run(program, QUICK, check=CHECK)
+    assert outcome.passed, outcome
+
+
+def test_native_code_from_tmp_is_tampering(sandbox: Sandbox) -> None:
+    program = (
+        "import shutil, importlib.machinery, importlib.util, glob, os\n"
+        "origin = glob.glob(os.path.dirname(os.__file__) + '/lib-dynload/_json*.so')\n"
+        "origin += glob.glob(os.path.dirname(os.__file__) + '/lib-dynload/_bisect*.so')\n"
+        "shutil.copy(origin[0], '/tmp/evil.so')\n"
+        "loader = importlib.machinery.ExtensionFileLoader('evil', '/tmp/evil.so')\n"
+        "importlib.util.module_from_spec(importlib.util.spec_from_loader('evil', loader))\n"
+    )
+    outcome = sandbox.run(program, QUICK)
+    assert (outcome.verdict, outcome.detail) == (Verdict.TAMPERED, "loaded native code")
+
+
+def test_frames_and_tracebacks_lead_to_no_secret(sandbox: Sandbox) -> None:
+    """No frame's names, seen from the check's calls, hold bytes like the secrets.
+
+    Frames are asked for through a door that the audit hook leaves to the library.
+    """
+    program = """
+import logging, sys
+
+def reachable(value, depth=0, seen=None):
+    seen = set() if seen is None else seen
+    if id(value) in seen or depth > 12:
+        return
+    seen.add(id(value))
+    yield value
+    inner = []
+    if isinstance(value, dict):
+        inner += [*value.keys(), *value.values()]
+    elif type(value).__name__ == "FrameLocalsProxy":  # from Python 3.13 on
+        inner += [*value.keys(), *value.values()]
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        inner += value
+    for name in ("__dict__", "__closure__", "__globals__", "__defaults__", "__kwdefaults__",
+                 "__code__", "co_consts", "args", "func", "keywords", "__self__", "f_locals",
+                 "f_globals", "f_back", "f_code", "cell_contents"):
+        try:
+            inner.append(getattr(value, name))
+        except Exception:
+            pass
+    for one in inner:
+        yield from reachable(one, depth + 1, seen)
+
+def add(a, b):
+    sys.setrecursionlimit(10000)
+    everything = list(reachable(logging.currentframe()))
+    secrets = {one for one in everything if type(one) is bytes and len(one) == 16}
+    print(len(everything) > 1000, secrets - {b"MALLOC_ARENA_MAX"})
+    functions = {one.__name__ for one in everything if type(one) is type(add)}
+    print("report" in functions, functions & {"finish", "receive", "read_exactly"})
+    return a + b
+
+add(1, 2)
+"""
+    outcome = sandbox.run(program, QUICK, check=CHECK)
+    assert outcome.passed, outcome
+    assert outcome.stdout == "True set()\nTrue set()\n" * 2
+
+
+def test_check_is_unknown_to_the_program(sandbox: Sandbox) -> None:
+    program = (
+        "import os, sys\n"
+        "found = []\n"
+        "for n in range(3, 32):\n"
+        "    try:\n"
+        "        os.set_blocking(n, False)\n"
+        "        found.append(os.read(n, 1 << 16))\n"
+        "    except OSError:\n"
+        "        pass\n"
+        "    try: os.set_blocking(n, True)\n"
+        "    except OSError: pass\n"
+        "assert not any(b'SECRET' in one for one in found)\n"
+    )
+    outcome = sandbox.run(program, QUICK, check="assert 'SECRET'\n")
+    assert outcome.passed, outcome
+
+
+def test_memory_of_the_runner_is_closed_to_its_children(sandbox: Sandbox) -> None:
+    """A child interpreter has no audit hooks; the kernel says no in their place."""
+    child = (
+        "import ctypes, os\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "print(libc.ptrace(16, os.getppid(), 0, 0), ctypes.get_errno())\n"
+        "b = ctypes.create_string_buffer(8)\n"
+        "class V(ctypes.Structure):\n"
+        "    _fields_ = [('base', ctypes.c_void_p), ('len', ctypes.c_size_t)]\n"
+        "v = V(ctypes.addressof(b), 8)\n"
+        "print(libc.process_vm_readv(os.getppid(), ctypes.byref(v), 1, ctypes.byref(v), 1, 0),\n"
+        "      ctypes.get_errno())\n"
+        "print(os.path.exists(f'/proc/{os.getppid()}/mem'))\n"
+    )
+    program = (
+        "import subprocess, sys\n"
+        f"print(subprocess.run([sys.executable, '-I', '-S', '-c', {child!r}],"
+        " capture_output=True, text=True))\n"
+    )
+    outcome = sandbox.run(program, QUICK)
+    assert outcome.passed, outcome
+    assert r"-1 1\n-1 1\nFalse\n" in outcome.stdout, outcome.stdout
+
+
+def test_patching_during_the_check_is_tampering(sandbox: Sandbox) -> None:
+    program = (
+        "import unittest\n"
+        "def add(a, b):\n"
+        "    unittest.TestCase.assertEqual = lambda *a, **k: None\n"
+        "    return 0\n"
+    )
+    check = UNITTEST.replace("(add(1, 2), 3)", "(0, add(1, 2))\n        self.assertEqual(1, 3)")
+    outcome = sandbox.run(program, QUICK, check=check)
+    assert outcome.verdict is Verdict.TAMPERED, outcome
+    assert "patched assertEqual" in outcome.detail
