@@ -15,9 +15,11 @@ from tests.helpers import source_text
 from tests.server.live import Live, live_server
 from tests.server.test_auth import bearer_of, key_file
 
-#: Of log-probabilities down to -15, after several updates. Batches differ in size, so a gradient of
-#: about zero is rounded to one side or the other, and Adam makes a whole step of either.
-TOLERANCE = 1e-2
+#: Of log-probabilities down to -15: batches differ in size, and updates make more of that.
+TOLERANCE = 1e-3
+#: After several updates in batches with others: a gradient of about zero is rounded to one side or
+#: the other, and Adam makes a whole step of either.
+CROWDED_TOLERANCE = 1e-2
 
 TEXTS = [source_text()[at : at + 1200] for at in (0, 3000, 6000, 9000)]
 PROBE = source_text()[12_000:12_600]
@@ -118,7 +120,7 @@ async def test_answers_are_the_same_with_and_without_heavy_traffic_of_another(
         assert [c["action"] for c in one["chunks"]] == [c["action"] for c in other["chunks"]]
         assert one["version_after"] == other["version_after"] > 0
     for one, other in zip(alone[1], crowded[1], strict=True):
-        torch.testing.assert_close(one, other, atol=TOLERANCE, rtol=0)
+        torch.testing.assert_close(one, other, atol=CROWDED_TOLERANCE, rtol=0)
     assert alone[2] == crowded[2]
 
 

@@ -15,13 +15,13 @@ import torch
 
 from ponderttt.bench.lab import Lab, open_lab
 from ponderttt.bench.workload import Workload
-from ponderttt.bench.workloads.decoding import DecodeDifferent, DecodeOne, Prefill
+from ponderttt.bench.workloads.decoding import DecodeOne, Prefill
 from ponderttt.bench.workloads.latency import SeenPrompt
 from ponderttt.bench.workloads.writing import Actions, BatchedWrite, FeaturesAndGate
 
 pytestmark = pytest.mark.real_model
 
-_ROUNDS = 3
+_ROUNDS = 2
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,6 @@ def real_lab(smollm2_dir: Path) -> Iterator[Lab]:
         (Actions(), "UPDATE_1", "SKIP", "lower", 2.8),
         (FeaturesAndGate(), "gate", "forward", "lower", 0.015),
         (SeenPrompt(), "seen", "cold", "lower", 0.6),
-        (DecodeDifferent(), "different", "same", "lower", 1.6),
     ],
     ids=lambda value: value.name if hasattr(value, "name") else "",
 )
