@@ -3,6 +3,7 @@
 #   make serve    set up what is missing and serve on 127.0.0.1:8000 (ARGS="--port 9000")
 #   make test     set up what is missing and run the tests           (ARGS="-k tokenizer")
 #   make test-vllm  tests against a real vLLM server, which it installs
+#   make test-docker    real Prometheus against a running server, with what docker/ ships
 #   make bench    the performance benchmarks, ratios into benchmarks/results (ARGS="--only decode-1")
 #   make lint     ruff (lint and format) and mypy
 
@@ -15,7 +16,7 @@ ARGS ?=
 BIN := .venv/bin
 FETCH := $(BIN)/ponderttt models fetch
 
-.PHONY: setup serve test test-vllm bench lint runtime dev
+.PHONY: setup serve test test-docker test-vllm bench lint runtime dev
 
 setup: runtime
 	$(FETCH) $(MODEL)
@@ -33,6 +34,9 @@ test-vllm: dev
 	$(FETCH) smollm2-135m
 	$(BIN)/python -m ponderttt.bench.vllm_env
 	$(BIN)/python -m pytest -m vllm tests/vllm $(ARGS)
+
+test-docker: dev
+	docker/check.sh prometheus
 
 bench: dev
 	$(FETCH) smollm2-135m

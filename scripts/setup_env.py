@@ -3,6 +3,9 @@
     python3 scripts/setup_env.py runtime     what `make serve` needs
     python3 scripts/setup_env.py dev         and the tools of `make test` and `make lint`
 
+PONDERTTT_TORCH=cpu or cuda chooses the build of torch; by default the machine's GPU, or the lack
+of one, does. (An image for GPUs is made where there is none.)
+
 Needs only the standard library. Safe to repeat (a stamp makes that fast), to interrupt (a
 half-installed environment is made anew) and to start twice at once (the second waits).
 """
@@ -29,6 +32,7 @@ ORIGIN = VENV / "ponderttt-origin"
 # There while pip is at work; found at the start, it means that pip was killed or failed half-way.
 UNFINISHED = VENV / "ponderttt-unfinished"
 CONSTRAINTS = ROOT / "constraints.txt"
+TORCH_VARIABLE = "PONDERTTT_TORCH"
 # The pip that a distribution bundles may be too old to answer a dry run from metadata alone.
 PIP = "pip>=25,<27"
 
@@ -166,8 +170,8 @@ def install_torch(requirement: str) -> None:
     """Install the torch build that suits this machine: without a GPU, the small one for CPUs."""
     if installed_version("torch").partition("+")[0] == requirement.partition("==")[2]:
         return
-    if has_gpu():
-        say(f"a GPU is here: installing pip's default build of {requirement}")
+    if wants_gpu():
+        say(f"installing pip's default build of {requirement}, for GPUs")
         pip("install", "-c", str(CONSTRAINTS), requirement)
         return
     if pip_offers_cpu_build(requirement):
@@ -183,6 +187,14 @@ def install_torch(requirement: str) -> None:
             "which works as well but takes several GB of download and disk"
         )
         pip("install", "-c", str(CONSTRAINTS), requirement)
+
+
+def wants_gpu() -> bool:
+    """Whether torch is to use GPUs: as `PONDERTTT_TORCH` says, else if one is here."""
+    chosen = os.environ.get(TORCH_VARIABLE, "")
+    if chosen not in ("", "cpu", "cuda"):
+        raise SetupError(f"{TORCH_VARIABLE} is {chosen!r}; set it to cpu or cuda, or not at all")
+    return chosen == "cuda" if chosen else has_gpu()
 
 
 def has_gpu() -> bool:

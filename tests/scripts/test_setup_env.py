@@ -282,3 +282,31 @@ def test_constraints_of_the_project_pin_exact_versions() -> None:
     assert any(line.startswith("torch==") for line in pins)
     assert all(line.count("==") == 1 and "+" not in line for line in pins)
     assert not {line.partition("==")[0] for line in pins} & {"ponderttt", "pip", "setuptools", "uv"}
+
+
+@pytest.mark.parametrize(("chosen", "tries_cpu"), [("cuda", False), ("cpu", True)])
+def test_torch_that_the_environment_chooses_is_installed_whatever_the_machine(
+    chosen: str,
+    tries_cpu: bool,
+    script: ModuleType,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PONDERTTT_TORCH", chosen)
+    if chosen == "cpu":
+        has_commands(script, monkeypatch, "nvidia-smi")
+        machine.answer["nvidia-smi -L"] = (0, "GPU 0: NVIDIA L4\n")
+    script.install_torch("torch==9.8.7")
+    assert bool(machine.ran_with("--dry-run")) is tries_cpu
+    assert machine.ran[-1].endswith("torch==9.8.7")
+
+
+def test_torch_for_something_else_is_refused(
+    script: ModuleType,
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PONDERTTT_TORCH", "tpu")
+    assert script.main(["runtime"]) == 1
+    assert "PONDERTTT_TORCH is 'tpu'; set it to cpu or cuda" in capsys.readouterr().err
