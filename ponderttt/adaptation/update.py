@@ -285,8 +285,9 @@ class Writer:
         if count >= write.rows:
             return [_Run(index, 0, write.rows)]
         rows = count // _JUDGED_RUNS
-        room = write.rows - rows
-        return [_Run(index, n * room // (_JUDGED_RUNS - 1), rows) for n in range(_JUDGED_RUNS)]
+        # In the middle of its part each: a text's very first tokens are not like the others.
+        middles = [(2 * n + 1) * write.rows // (2 * _JUDGED_RUNS) for n in range(_JUDGED_RUNS)]
+        return [_Run(index, middle - rows // 2, rows) for middle in middles]
 
     def verdict(self, losses: Sequence[float], weights: Tensor) -> str | None:
         """Why an update must be rolled back: `not_finite`, `norm` or `loss`; None if it may stay.

@@ -255,9 +255,9 @@ def test_losses_and_verdict_are_of_all_tokens_whichever_count(tiny_llama_dir: Pa
     ("share", "runs"),
     [
         (1.0, [(0, 99)]),
-        (0.5, [(0, 12), (29, 12), (58, 12), (87, 12)]),
-        (0.25, [(0, 8), (30, 8), (60, 8), (91, 8)]),
-        (0.01, [(0, 8), (30, 8), (60, 8), (91, 8)]),
+        (0.5, [(6, 12), (31, 12), (55, 12), (80, 12)]),
+        (0.25, [(8, 8), (33, 8), (57, 8), (82, 8)]),
+        (0.01, [(8, 8), (33, 8), (57, 8), (82, 8)]),
     ],
 )
 def test_loss_after_is_the_loss_before_and_what_judged_tokens_changed(
