@@ -31,7 +31,9 @@ def engine(
     directory: Path, fake: FakeVllm, *sessions: str, **options: Any
 ) -> Iterator[tuple[EngineCore, VllmGenerator]]:
     """An engine for which a server that is running generates; options are of `VllmConfig`."""
-    config = VllmConfig(**{"url": fake.url, "retries": (0.0, 0.0, 0.0), "timeout": 5.0, **options})
+    config = VllmConfig(
+        **{"url": fake.url, "retries": (0.05, 0.05, 0.05), "timeout": 5.0, **options}
+    )
     generator = VllmGenerator(config)
     core = harness.make_core(directory, generator=generator)
     try:
