@@ -21,7 +21,7 @@ case $what in
     root)
         work=${WORK:-/var/tmp/ponderttt-root}
         if [ ! -e "$work/debian/etc/debian_version" ]; then
-            debootstrap --variant=minbase bookworm "$work/debian" http://deb.debian.org/debian
+            debootstrap --variant=minbase bookworm "$work/debian"
         fi
         .venv/bin/ponderttt models fetch smollm2-135m
         model=$($python -c 'from ponderttt.models import store; print(store.resolve("smollm2-135m"))')

@@ -1,6 +1,6 @@
 """Run a Dockerfile's steps, command for command, in a root that debootstrap made.
 
-    debootstrap --variant=minbase bookworm /tmp/root http://deb.debian.org/debian
+    debootstrap --variant=minbase bookworm /tmp/root
     python -m tests.docker.run_in_root --root /tmp/root --work /tmp/stages --target cpu \
         --model-cache ~/.cache/ponderttt/models/smollm2-135m
 
