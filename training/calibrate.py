@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -114,7 +115,8 @@ def run_calibration(
             "model": core.model_name,
             "chunk_size": best.chunk_size,
             "command": f"ponderttt train calibrate {recipe_name} --budget {budget:g} "
-            f"--cost-model {cost_model} --repositories {repositories} --chunks {chunks}",
+            f"--cost-model {cost_model} --repositories {repositories} --chunks {chunks}"
+            + "".join(f" --stage {shlex.quote(name)}" for name in stages),
             "figures": figures,
         },
     )

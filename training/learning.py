@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from ponderttt.adaptation.actions import NOMINAL, Action, CostModel
+from ponderttt.adaptation.calibration import calibration_for
 from ponderttt.adaptation.features import FEATURE_NAMES
 from ponderttt.adaptation.policy import PolicyGate, PolicyMetadata, save_policy
 from ponderttt.engine.config import served_name
 from ponderttt.errors import InvalidRequestError
-from training.analysis.gains import TraceEpisode, trace_episodes
+from training.analysis.gains import TraceEpisode, inside_gains, trace_episodes
 from training.environments.budgeted import HISTORY_COLUMNS, BudgetRules
 from training.ppo.network import ActorCritic
 from training.ppo.normaliser import FeatureNormaliser
@@ -23,6 +25,8 @@ from training.ppo.rollout import RolloutSource
 from training.ppo.trainer import Trainer, derived_seeds
 from training.recipe import Recipe, SplitName
 from training.rollouts.traces import TraceFormatError, TraceHeader, read_traces
+
+_LOG = logging.getLogger(__name__)
 
 # A standard deviation that makes a feature 0.
 _NOTHING_LEFT = 1e30
@@ -56,8 +60,9 @@ def load_traces(paths: Path | Sequence[Path], recipe: Recipe) -> TraceSet:
     found: dict[SplitName, list[TraceEpisode]] = {"train": [], "validation": [], "test": []}
     headers: list[TraceHeader] = []
     seen: set[str] = set()
-    for path in files:
-        header, records = read_traces(path)
+    read = [read_traces(path) for path in files]
+    inside = inside_gains(read)
+    for path, (header, records) in zip(files, read, strict=True):
         headers.append(header)
         for name, theirs, wanted in (
             ("base_model", header.base_model, served_name(recipe.model)),
@@ -68,7 +73,7 @@ def load_traces(paths: Path | Sequence[Path], recipe: Recipe) -> TraceSet:
                 raise TraceFormatError(
                     f"{path}: {name} is {theirs!r}, wanted {wanted!r}; give the recipe's traces"
                 )
-        for episode in trace_episodes(header, records, recipe.reward):
+        for episode in trace_episodes(header, records, recipe.reward, inside):
             split = header.episodes.get(episode.name, {}).get("split")
             if split not in found:
                 raise TraceFormatError(
@@ -78,9 +83,25 @@ def load_traces(paths: Path | Sequence[Path], recipe: Recipe) -> TraceSet:
                 raise TraceFormatError(f"{path}: {episode.name} is in an earlier file, too")
             seen.add(episode.name)
             found[split].append(episode)
+    _warn_if_outdated(files[0], headers[0])
     if not any(found.values()):
         raise TraceFormatError(f"{files[0]}: holds no record; run `ponderttt train collect` first")
     return TraceSet(headers[0], found, _costs(headers[0]))
+
+
+def _warn_if_outdated(path: Path, header: TraceHeader) -> None:
+    """Gains are those of the fast weights and the step that the traces were made with."""
+    shipped = calibration_for(header.base_model).to_dict()
+    for part in ("lora", "rule"):
+        made = header.settings.get(part, {})
+        for name, now in shipped[part].items():
+            # How an update is judged hardly moves what it gains.
+            if name in made and made[name] != now and name != "judge_share":
+                _LOG.warning(
+                    "%s: made with %s %r, and %s is served with %r; collect again, or name the "
+                    "difference beside the policy's figures",
+                    path, name, made[name], header.base_model, now,
+                )  # fmt: skip
 
 
 def _costs(header: TraceHeader) -> dict[str, CostModel]:

@@ -13,7 +13,7 @@ away counts retention**n.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,13 +72,23 @@ class TraceEpisode:
 
 
 def trace_episodes(
-    header: TraceHeader, records: Iterable[TraceRecord], reward: RewardConfig
+    header: TraceHeader,
+    records: Iterable[TraceRecord],
+    reward: RewardConfig,
+    inside: Sequence[float] | None = None,
 ) -> list[TraceEpisode]:
-    """Episodes in the order of their first records."""
+    """Episodes in the order of their first records.
+
+    Args:
+        header, records: of one file.
+        reward: how much counts.
+        inside: [4], as `inside_gains` gives it; None: that of these records.
+    """
     found: dict[str, list[TraceRecord]] = defaultdict(list)
     for record in records:
         found[record.episode].append(record)
-    inside = _inside(header, found)
+    if inside is None:
+        inside = inside_gains([(header, [record for rows in found.values() for record in rows])])
     return [
         TraceEpisode(
             name=name,
@@ -107,9 +117,11 @@ def gains(
         reward: how much counts.
         chunk_size: tokens per chunk.
         inside: [4] nats per token, by action, inside a document, where the record cannot tell: the
-            next chunk begins another document.
+            next chunk begins another document. What was not learned, or taken back, gains nothing.
     """
     total = [0.0] * len(Action)
+    if not record.learnable:
+        return total
     near = _weight(reward.retention, 0, record.near)
     far = _weight(reward.retention, record.near, record.near + record.far)
     within = far * (1 - reward.beginnings)
@@ -117,7 +129,8 @@ def gains(
     if record.near:
         near += within
     else:
-        total = [within * chunk_size * gain for gain in inside]
+        kept = [failure is None for failure in record.failures]
+        total = [within * chunk_size * g * k for g, k in zip(inside, kept, strict=True)]
     if not record.near and record.far:
         # The next chunk begins another document: one sample more of those.
         share = record.next_tokens / max(record.next_tokens + record.later_tokens, 1)
@@ -138,16 +151,16 @@ def _per_token(losses: Sequence[float], tokens: int) -> list[float]:
     return [(losses[Action.SKIP] - losses[action]) / tokens for action in Action if losses]
 
 
-def _inside(header: TraceHeader, episodes: Mapping[str, Sequence[TraceRecord]]) -> list[float]:
+def inside_gains(files: Sequence[tuple[TraceHeader, Sequence[TraceRecord]]]) -> list[float]:
     """[4] mean nats per token that the actions save on a next chunk of the same document.
 
-    Of the training episodes where the file has any, else of all.
+    Of the training episodes of all files together; of all episodes, where none is of training.
     """
-    trained = [rows for name, rows in episodes.items() if _split(header, name) == "train"]
+    every = [(_split(header, r.episode), r) for header, records in files for r in records]
+    trained = [record for split, record in every if split == "train"]
     gained = [
         _per_token(record.next, record.next_tokens)
-        for rows in trained or episodes.values()
-        for record in rows
+        for record in trained or [record for _, record in every]
         if record.learnable and record.near and record.next
     ]
     return [float(gain) for gain in np.mean(gained, axis=0)] if gained else [0.0] * len(Action)

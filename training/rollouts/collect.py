@@ -112,7 +112,9 @@ class _Collector:
             action = Action(record.action)
             self._lanes.read([lane])
             if action is not Action.SKIP and record.failures[action] is None:
-                self._lanes.write([lane], [action])
+                # Not judged again: the record says that it was kept.
+                (outcome,) = self._lanes.write([lane], [action], keep_states=True)
+                self._lanes.commit(lane, outcome.states[action.steps - 1])
             self._lanes.record(lane, action, budgeted=False)
 
     def step(self, lanes: Sequence[Lane]) -> list[TraceRecord]:

@@ -213,7 +213,7 @@ class Lanes:
         """Losses of the chunk read last, with the weights of now."""
         model, bank = self.core.model, self.core.bank
         with torch.inference_mode():
-            keep = logits_fit(model, lane.tokens)
+            keep = logits_fit(model, lane.tokens) and self.learns(lane)
             lane.scores = score(model, self._chunk(lane), keep_logits=keep)
         lane.top, lane.read_version = None, bank.version(lane.session.slot)
 
@@ -297,6 +297,8 @@ class Lanes:
         loss = scores.loss if scores is not None and scores.losses.numel() else None
         lane.session.ledger.charge(action, self.core.costs, 0.0, budgeted=budgeted)
         lane.session.record(loss, self.core.costs["nominal"][action])
+        # The chunk is done with, and its logits are large.
+        lane.scores, lane.top = scores and replace(scores, logits=()), None
 
     def peek(self, requests: Seq[tuple[Lane, int, Tensor]], tokens: int) -> list[float]:
         """Losses of chunks still to be read, had the lanes these weights; changes nothing.

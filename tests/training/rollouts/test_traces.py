@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ponderttt.errors import InvalidRequestError
-from training.analysis.gains import RewardConfig, trace_episodes
+from training.analysis.gains import RewardConfig, inside_gains, trace_episodes
 from training.rollouts.collect import BEHAVIOUR
 from training.rollouts.traces import (
     TraceFormatError,
@@ -90,7 +90,7 @@ def test_gain_of_the_next_chunk_alone() -> None:
 def test_beginnings_stand_for_their_share_of_later_documents_only() -> None:
     """Weights 1 and ½ in the document, ¼ and ⅛ later, of which a quarter are beginnings."""
     within = replace(record(0), near=2, far=2)
-    ending = replace(record(1), near=0, far=2)
+    ending = replace(record(1), near=0, far=2, failures=(None,) * 4)
     reward = RewardConfig(retention=0.5, beginnings=0.25)
     (episode,) = trace_episodes(HEADER, [within, ending], reward)
     saved = (0.0, 1.0, 2.0, -1.0)
@@ -103,6 +103,28 @@ def test_beginnings_stand_for_their_share_of_later_documents_only() -> None:
     assert episode.gains[1].tolist() == pytest.approx(
         [32 * (inside / 16 + begins * 2 / 24) * nats for nats in saved]
     )
+
+
+def test_what_was_taken_back_or_not_learned_gains_nothing_inside_later_documents() -> None:
+    within = replace(record(0), near=2, far=2)
+    same = (16.0,) * 4
+    ending = replace(
+        record(1), near=0, far=2, next=same, later=same, failures=(None, *["norm"] * 3)
+    )
+    short = replace(record(2), near=0, far=2, own=(), next=(), later=(), failures=())
+    reward = RewardConfig(retention=0.5, beginnings=0.25)
+    (episode,) = trace_episodes(HEADER, [within, ending, short], reward)
+    assert episode.gains[0].any()
+    assert not episode.gains[1:].any()
+
+
+def test_gains_inside_documents_are_the_mean_over_the_training_episodes_of_all_files() -> None:
+    trained = replace(HEADER, episodes={"a#0": {"split": "train"}})
+    held_out = replace(HEADER, episodes={"a#0": {"split": "test"}})
+    more = replace(record(0), next=(32.0, 29.0, 30.0, 33.0))
+    files = [(trained, [record(0)]), (held_out, [more]), (trained, [more])]
+    assert inside_gains(files) == pytest.approx([0.0, 2 / 16, 2 / 16, -1 / 16])
+    assert inside_gains([(held_out, [more])]) == pytest.approx([0.0, 3 / 16, 2 / 16, -1 / 16])
 
 
 @pytest.mark.parametrize("beginnings", [-0.1, 1.1])
