@@ -82,6 +82,7 @@ def _serve(settings: Settings) -> None:
     import uvicorn
 
     from ponderttt.engine.async_engine import AsyncEngine
+    from ponderttt.engine.threads import run_apart
     from server.app import create_app
     from server.auth import check_exposure
     from server.build import build_core
@@ -97,7 +98,7 @@ def _serve(settings: Settings) -> None:
             load_keys(settings.api_key_file)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        core = build_core(settings, progress=True)
+        core = run_apart(lambda: build_core(settings, progress=True))
         _warn_of_shorter_context(settings.max_model_len, core.max_model_len)
         engine = AsyncEngine(core)
         config = uvicorn.Config(

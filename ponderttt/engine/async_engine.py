@@ -14,6 +14,7 @@ from typing import TypeVar
 from ponderttt.engine.core import EngineCore, EngineStats
 from ponderttt.engine.outputs import DoneEvent, ErrorEvent, Event, TokenEvent
 from ponderttt.engine.request import Request
+from ponderttt.engine.threads import ThreadShare
 from ponderttt.errors import OverloadedError, UnavailableError
 
 _LOG = logging.getLogger(__name__)
@@ -105,6 +106,7 @@ class AsyncEngine:
         self._stopping = False
         # Told by the engine's thread between its steps: within one, a request may be in no list.
         self._idle = True
+        self._threads = ThreadShare()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stats = core.stats()
 
@@ -246,6 +248,7 @@ class AsyncEngine:
         self._wake.set()
 
     def _run(self) -> None:
+        self._threads.take()
         try:
             while not self._stopping:
                 self._wake.clear()
