@@ -50,7 +50,7 @@ def compare(
     results = [read_results(path) for path in files]
     check_kinds(files, [header for header, _ in results])
     found = compared(files, results, metric, base, seed)
-    typer.echo(_text(found))
+    typer.echo(comparison_text(found))
     if json_file is not None:
         try:
             json_file.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
@@ -162,7 +162,8 @@ def _short_names(files: Sequence[Path]) -> list[str]:
     return [str(path) for path in files]
 
 
-def _text(found: dict[str, Any]) -> str:
+def comparison_text(found: dict[str, Any]) -> str:
+    """What `compared` found, as Markdown."""
     from clients.bench.pairing import markdown, show, show_difference
     from clients.bench.statistics import Difference
 

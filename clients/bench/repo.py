@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from clients.api import Client
     from clients.bench.repo_arms import ArmKind
     from clients.bench.repo_ask import Asking
+    from clients.bench.repo_exam import Exam
     from clients.bench.repo_plan import Plan, Sizes
     from clients.bench.repo_run import Schedule
     from clients.results import Header, Record, ResultFile
@@ -104,6 +105,15 @@ def repo(
     loss: Annotated[
         bool, typer.Option(help="Score the hidden text; needs a server that takes echo.")
     ] = True,
+    humaneval: Annotated[
+        int | None,
+        typer.Option(
+            help="Ask so many problems of HumanEval in each session that has learned under a "
+            "budget, and once without one; runs what comes in the sandbox.",
+            min=1,
+            envvar="PONDERTTT_REPO_HUMANEVAL",
+        ),
+    ] = None,
     chunk_size: Annotated[
         int | None, typer.Option(help="Tokens per chunk; by default the server's.")
     ] = None,
@@ -146,7 +156,11 @@ def repo(
         raise InvalidRequestError("--json", f"{json_file.parent} is no directory to write to")
     sizes = Sizes(files, targets, max_lines, context_chars, file_chars, left_chars)
     plan = make_plan(paths, unrelated or [], unrelated_files if loss else 0, sizes, seed)
-    with Client(base_url, timeout, api_key=read_key(api_key_file)) as client:
+    api_key = read_key(api_key_file)
+    exam = None
+    if humaneval is not None:
+        exam = _exam(humaneval, output, base_url, api_key, model, timeout, seed, quiet)
+    with Client(base_url, timeout, api_key=api_key) as client:
         asking = _asking(client, model, left_chars, max_tokens, loss)
         kinds = _kinds(arm, asking)
         arms = make_arms(
@@ -157,8 +171,8 @@ def repo(
         settings = _settings(sizes, schedule, asking, limit)
         header = _header(client, asking, settings, seed)
         with ResultFile.open(output, header, fresh=fresh) as results:
-            _run(client, asking, schedule, results, limit, quiet)
-            _report(results, json_file)
+            _run(client, asking, schedule, results, limit, exam, quiet)
+            _report(results, json_file, exam)
         if keep_sessions:
             _name_sessions(schedule)
 
@@ -248,12 +262,34 @@ def _header(client: Client, asking: Asking, settings: dict[str, Any], seed: int)
     )
 
 
+def _exam(
+    problems: int,
+    output: Path,
+    base_url: str,
+    api_key: str | None,
+    model: str | None,
+    timeout: float,
+    seed: int,
+    quiet: bool,
+) -> Exam:
+    from clients.bench.functional.humaneval import load_humaneval
+    from clients.bench.repo_exam import Exam
+    from clients.sandbox import open_sandbox
+
+    known = len(load_humaneval(None).problems)
+    return Exam(
+        base_url, api_key, model, open_sandbox(), min(problems, known),
+        output, timeout, seed, quiet,
+    )  # fmt: skip
+
+
 def _run(
     client: Client,
     asking: Asking,
     schedule: Schedule,
     results: ResultFile,
     limit: int | None,
+    exam: Exam | None,
     quiet: bool,
 ) -> None:
     from tqdm import tqdm
@@ -272,7 +308,7 @@ def _run(
 
         warn: Callable[[str], None] = bar.write if not quiet else lambda line: None
         try:
-            Runner(client, asking, schedule, results, stuffing, done, warn).run()
+            Runner(client, asking, schedule, results, stuffing, done, warn, exam).run()
         except KeyboardInterrupt:
             raise PonderError(
                 f"interrupted after {len(results.records)} of {total} steps; run the same command "
@@ -290,14 +326,17 @@ def _score(records: Sequence[Record], arm: str) -> str:
     return f"exact {exact:.2f}, similar {similar:.2f}"
 
 
-def _report(results: ResultFile, json_file: Path | None) -> None:
+def _report(results: ResultFile, json_file: Path | None, exam: Exam | None) -> None:
     from clients.bench.repo_report import summary, table
 
     typer.echo(table(results.header, results.records))
+    if exam is not None:
+        typer.echo(f"\nHumanEval in the sessions:\n\n{exam.table()}")
     if json_file is None:
         return
     try:
-        text = json.dumps(summary(results.header, results.records), indent=2)
+        found = summary(results.header, results.records)
+        text = json.dumps(found | ({"humaneval": exam.compared()} if exam else {}), indent=2)
         json_file.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise PonderError(f"{json_file} can't be written: {error.strerror}") from error

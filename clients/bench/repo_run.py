@@ -19,6 +19,7 @@ from clients.bench.repo_arms import (
     steps,
 )
 from clients.bench.repo_ask import Asking, Stuffing, ask, measure_loss
+from clients.bench.repo_exam import Exam
 from clients.bench.repo_plan import Plan, Repository
 from clients.files import TextFile
 from clients.results import Record, ResultFile
@@ -75,6 +76,7 @@ class Runner:
         stuffing: for the arm `stuffed`; None where it is not run.
         done: called with every new record.
         warn: called with what a user should know.
+        exam: taken in each session that has learned under a budget; None: none.
     """
 
     client: Client
@@ -84,6 +86,7 @@ class Runner:
     stuffing: Stuffing | None
     done: Callable[[Record], None]
     warn: Callable[[str], None]
+    exam: Exam | None = None
     _prefixes: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -92,6 +95,8 @@ class Runner:
         Raises:
             PonderError: the server fails; the same call goes on later.
         """
+        if self.exam is not None:
+            self.exam.take("off", None)
         for repository in self.schedule.plan.repositories:
             for arm in self.schedule.arms:
                 self._run_arm(repository, arm)
@@ -101,9 +106,11 @@ class Runner:
         keys = [(repository.name, arm.name, step.unit) for step in todo]
         first = next((i for i, key in enumerate(keys) if key not in self.results.done), len(todo))
         session = None
+        examined = f"{repository.name}-{arm.name}" if arm.kind == "adapt" else None
+        due = examined is not None and self.exam is not None and self.exam.is_due(examined)
         if arm.learns:
             session = self.schedule.session(repository, arm)
-            if first < len(todo) or self.schedule.keep_sessions:
+            if first < len(todo) or due or self.schedule.keep_sessions:
                 taught = [step for step in todo[:first] if isinstance(step, Lesson)]
                 self._restore(repository, arm, session, taught)
         for step in todo[first:]:
@@ -111,6 +118,8 @@ class Runner:
             record |= self._do(repository, arm, step, session)
             self.results.append(record)
             self.done(record)
+        if self.exam is not None and examined is not None and due:
+            self.exam.take(examined, session)
         if session is not None and not self.schedule.keep_sessions:
             self._forget(session)
 

@@ -21,6 +21,7 @@ def humaneval_in_session(
     model: str | None = None,
     api_key: str | None = None,
     limit: int | None = None,
+    max_tokens: int = 400,
     prompting: Prompting = "chat",
     concurrency: int = 8,
     seed: int = 0,
@@ -40,6 +41,7 @@ def humaneval_in_session(
         model: default: the first that is served.
         api_key: of the server.
         limit: only the first so many problems.
+        max_tokens: of an answer.
         prompting: as of `ponderttt bench humaneval`.
         concurrency: requests at once.
         seed: for the result file; nothing is drawn.
@@ -54,7 +56,7 @@ def humaneval_in_session(
     asking = Asking(
         model=model or "",
         prompting=prompting,
-        max_tokens=400,
+        max_tokens=max_tokens,
         temperature=0.0,
         top_p=1.0,
         ttt=learning(gate="off"),

@@ -7,12 +7,14 @@ import json
 import json.decoder
 import textwrap
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from clients.bench.functional.forgetting import humaneval_in_session
 from clients.bench.repo import repo
 from clients.results import read_results
 from tests.server.live import Live, live_server
@@ -103,6 +105,48 @@ def test_whole_benchmark_learns_scores_and_forgets(
     assert read["unrelated_loss"] == pytest.approx(-sum(values) / len(values), rel=1e-4)
     summary = json.loads(out.read_text())
     assert summary["arms"][lead]["differences"]["unrelated_loss"]["estimate"] != 0
+
+
+def test_humaneval_is_asked_in_the_session_and_without_one_and_only_once(
+    live: Live, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tiny model's context is too short for more.
+    short = partial(humaneval_in_session, max_tokens=40)
+    monkeypatch.setattr("clients.bench.repo_exam.humaneval_in_session", short)
+    app = typer.Typer()
+    app.command()(repo)
+    output, out = tmp_path / "r.jsonl", tmp_path / "out.json"
+    arguments = [
+        str(project), "--base-url", live.url, "--gate", "threshold", "--budget", "2", "--arm",
+        "adapt", "--files", "1", "--targets", "1", "--context-chars", "1500", "--max-tokens", "12",
+        "--chunk-size", "64", "--no-loss", "--quiet", "--humaneval", "2",
+        "--output", str(output), "--json", str(out),
+    ]  # fmt: skip
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "HumanEval in the sessions" in result.output
+    exams = {
+        path.stem.removeprefix("r-humaneval-"): read_results(path)
+        for path in tmp_path.glob("r-humaneval-*.jsonl")
+        if not path.stem.endswith("-samples")
+    }
+    assert set(exams) == {"off", "project-threshold@2"}
+    session = exams["project-threshold@2"][0].settings["session_digest"]
+    lessons = [r for r in read_results(output)[1] if r["record"] == "lesson"]
+    assert session == lessons[-1]["digest"]
+    assert all(len(records) == 2 for _, records in exams.values())
+    # What the session says is another text than what the base model says.
+    texts = [[r["completion"] for r in records] for _, records in exams.values()]
+    assert texts[0] != texts[1]
+    found = json.loads(out.read_text())["humaneval"]["columns"]
+    assert {name: cell["passed"]["units"] for name, cell in found.items()} == {
+        "r-humaneval-off": 2, "r-humaneval-project-threshold@2": 2,
+    }  # fmt: skip
+
+    generated = live.value("generation_tokens_total")
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 0, again.output
+    assert live.value("generation_tokens_total") == generated
 
 
 def test_lost_session_is_taught_again_to_the_same_weights(
