@@ -98,7 +98,7 @@ def run_calibration(
         (Action.UPDATE_1, default_stages(core.model.config.num_layers)),
         (Action.UPDATE_2, step_stages()),
     ]
-    best, results = start, []
+    best, results = start, list[TrialResult]()
     for action, each in plans:
         chosen = [stage for stage in each if not stages or stage[0] in stages]
         if chosen:
@@ -117,6 +117,8 @@ def run_calibration(
             "command": f"ponderttt train calibrate {recipe_name} --budget {budget:g} "
             f"--cost-model {cost_model} --repositories {repositories} --chunks {chunks}"
             + "".join(f" --stage {shlex.quote(name)}" for name in stages),
+            # The rule above is that of this trial; "start": nothing else was better without harm.
+            "best": next(each.change for each in results if each.trial == best.to_dict()),
             "figures": figures,
         },
     )

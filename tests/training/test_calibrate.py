@@ -191,6 +191,8 @@ def test_calibrate_writes_what_an_engine_can_be_started_with(
     assert found.rule.decay == best["trial"]["rule"]["decay"]
     assert [each["change"] for each in found.provenance["figures"]] == ["start", "decay=0.01"]
     assert found.provenance["chunk_size"] == 32
+    assert found.provenance["best"] == best["change"]
+    assert found.provenance["command"].endswith("--repositories 1 --chunks 4 --stage decay")
     assert done.output.count("loss") == 2
 
 
