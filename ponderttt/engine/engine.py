@@ -89,9 +89,12 @@ class SessionHandle:
 
     def snapshot(self) -> int:
         """Keep the current version beyond the last few, and return its number."""
-        session = self._engine.core.sessions.snapshot(self.name)
-        self._engine.core.sessions.flush()
-        return session.version
+        sessions = self._engine.core.sessions
+        saving = sessions.snapshot(self.name)
+        version = sessions.get(self.name).version
+        saving.result()
+        sessions.flush()
+        return version
 
     def rollback(self, version: int) -> int:
         """Go back to a kept version, under a new number, which is returned."""

@@ -68,12 +68,12 @@ class Files:
         return found
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file that nobody reads yet; call `sync` before anything refers to it."""
+        """Write a file whole or not at all; call `sync` before anything refers to it."""
         with self._translated("write", path):
             self._fs.pipe_file(self._path(path), data)
 
     def replace(self, path: str, data: bytes) -> None:
-        """Write a file that others may be reading: they see all of the old or all of the new."""
+        """Write a file that outlives a crash from now on; others see all of the old or the new."""
         self.write(path, data)
 
     def create(self, path: str, data: bytes) -> bool:
@@ -132,8 +132,16 @@ class LocalFiles(Files):
             return file.read()
 
     def write(self, path: str, data: bytes) -> None:
+        # Aside first: a full disk must not cost the file that is there.
         with self._translated("write", path):
-            self._write(self._path(path), data)
+            place = self._path(path)
+            aside = f"{place}.{uuid.uuid4().hex[:8]}.tmp"
+            try:
+                self._write(aside, data)
+                os.replace(aside, place)
+            except BaseException:
+                Path(aside).unlink(missing_ok=True)
+                raise
 
     def _write(self, path: str, data: bytes) -> None:
         _make_private(os.path.dirname(path))
@@ -144,15 +152,7 @@ class LocalFiles(Files):
             os.fsync(descriptor)
 
     def replace(self, path: str, data: bytes) -> None:
-        with self._translated("write", path):
-            place = self._path(path)
-            aside = f"{place}.{uuid.uuid4().hex[:8]}.tmp"
-            try:
-                self._write(aside, data)
-                os.replace(aside, place)
-            except BaseException:
-                Path(aside).unlink(missing_ok=True)
-                raise
+        self.write(path, data)
         self.sync(os.path.dirname(path))
 
     def create(self, path: str, data: bytes) -> bool:

@@ -2,14 +2,15 @@
 
 On local disk a lock is the operating system's (`flock`), which ends with the process. Elsewhere it
 is a lease: a file with its holder and an expiry, made only where there is none, renewed while it is
-held, and taken over once it has expired. Before every commit the holder checks that the lease is
-still its own, so that two servers never write versions of one session in turns.
+held, and taken over once it has expired. Before every file of a commit the holder checks that the
+lease is still its own and lasts for a while. What remains is a server that stands still for longer
+than that in the middle of writing one file: object stores can't refuse its late write.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -21,6 +22,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from ponderttt.errors import ConflictError, StoreError
 from ponderttt.sessions.files import Files, LocalFiles
+
+_LOG = logging.getLogger(__name__)
 
 LOCKS = "~locks"
 
@@ -134,11 +137,25 @@ class Leases:
             self._held[key] = until
 
     def check(self, key: str) -> None:
-        """See `Locks`."""
+        """See `Locks`; a lease that may end while its holder writes is prolonged first."""
+        self._check_holder(key)
+        if time.time() > self._held.get(key, 0.0) - self._seconds / 3:
+            self._prolong(key)
+            # Others may take over what has expired; of two, the one whose lease is there has it.
+            self._check_holder(key)
+
+    def _check_holder(self, key: str) -> None:
         holder, _ = self._read(f"{LOCKS}/{key}")
         if key not in self._held or holder != self._holder:
             self._forget(key)
             raise _taken(key, f" ({holder or 'the lease was lost'})")
+
+    def _prolong(self, key: str) -> None:
+        until = time.time() + self._seconds
+        self._files.replace(f"{LOCKS}/{key}", self._lease(until))
+        with self._guard:
+            if key in self._held:
+                self._held[key] = until
 
     def release(self, key: str, *, forget: bool = False) -> None:
         """See `Locks`."""
@@ -155,13 +172,13 @@ class Leases:
         for key, until in list(self._held.items()):
             if until > soon:
                 continue
-            with contextlib.suppress(ConflictError):  # found out at the next commit
-                self.check(key)
-                until = time.time() + self._seconds
-                self._files.replace(f"{LOCKS}/{key}", self._lease(until))
-                with self._guard:
-                    if key in self._held:
-                        self._held[key] = until
+            try:
+                self._check_holder(key)
+                self._prolong(key)
+            except ConflictError:
+                continue  # found out at the next commit
+            except StoreError as error:
+                _LOG.warning("the lease of session %s is not renewed: %s", key, error)
 
     def held(self) -> list[str]:
         """See `Locks`."""

@@ -23,7 +23,7 @@ from ponderttt.sessions.locks import Locks, open_locks
 from ponderttt.sessions.names import check_session_id, new_session_id, plain_name
 from ponderttt.sessions.record import apply_facts, apply_learning
 from ponderttt.sessions.session import Session
-from ponderttt.sessions.store import Loaded, SessionStore
+from ponderttt.sessions.store import Commit, Loaded, SessionStore
 from ponderttt.sessions.vault import StoreStats, Vault
 
 _TRIM_SECONDS = 0.5
@@ -238,9 +238,12 @@ class SessionManager:
         self._add(child)
         return child
 
-    def snapshot(self, name: str) -> Session:
+    def snapshot(self, name: str) -> Future[Commit]:
         """Mark the current version to be kept beyond the last few; the oldest mark gives way.
 
+        Returns:
+            Done once the version is in the store; from then on it stays. It fails with a StoreError
+            where the store does.
         Raises:
             ConflictError: there is no store.
         """
@@ -249,7 +252,7 @@ class SessionManager:
         self.warm(name)
         if session.version not in session.pinned:
             session.pinned = [*session.pinned, session.version][-limit:]
-        return session
+        return self._open_vault().store_now(session)
 
     def rollback(self, name: str, version: int, loaded: Loaded | None = None) -> Session:
         """Go back to a kept version, as a new version.
@@ -361,7 +364,8 @@ class SessionManager:
         session = self._sessions.get(name)
         if self._vault is None or (session is not None and not session.cold):
             return self.get(name)
-        loaded = self._vault.fetch(name).result() if loaded is None else loaded
+        if loaded is None or not self._vault.has_fetched(name, loaded):
+            loaded = self._vault.fetch(name).result()
         if session is None:
             # Another server has made it, or it was unreadable until now.
             session = Session(name, TTTParams(), ephemeral=False, state=None)

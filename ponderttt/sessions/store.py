@@ -20,9 +20,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ponderttt.errors import AdapterFormatError, DamagedSessionError, NotFoundError
+from ponderttt.errors import AdapterFormatError, DamagedSessionError, NotFoundError, StoreError
 from ponderttt.fast_weights.bank import AdapterState
 from ponderttt.sessions.codec import STATE_FILES, StateCodec
 from ponderttt.sessions.files import Files
@@ -161,31 +162,56 @@ class SessionStore:
             return Loaded(facts, state, kept, tuple(problems))
         raise _nothing_left(name, problems)
 
-    def commit(self, facts: Facts, state: AdapterState | None) -> Commit:
+    def commit(
+        self,
+        facts: Facts,
+        state: AdapterState | None,
+        check: Callable[[], None] = lambda: None,
+    ) -> Commit:
         """Write a version; it is there, and stays, once this has returned.
 
         Args:
             facts: of the session.
             state: its tensors; None where this version's are stored already.
+            check: called before each file is written; what it raises prevents the commit.
         Raises:
-            StoreError: the store fails; the session is then as it was.
+            StoreError: the store fails; what was committed before is as it was.
             RecordError: without a state, and the stored version can't be read.
         """
         directory = _version_dir(facts.id, facts.version)
-        nbytes = 0
-        if state is not None:
-            stored, is_new = {}, not self.files.names(directory_of(facts.id))
-            for name, data in self.codec.encode(state).items():
-                self.files.write(f"{directory}/{name}", data)
-                digest = hashlib.sha256(data).hexdigest()
-                stored[name] = StoredFile(bytes=len(data), sha256=digest)
-                nbytes += len(data)
-            self.files.sync(directory, directory_of(facts.id), *([""] if is_new else []))
-        else:
-            stored = self._facts(facts.id, facts.version).files
-        record = facts.model_copy(update={"files": stored}).to_json()
-        self.files.replace(f"{directory}/{RECORD_FILE}", record)
+        try:
+            stored = self._write_tensors(facts, state, check) if state is not None else None
+            nbytes = sum(file.bytes for file in stored.values()) if stored is not None else 0
+            if stored is None:
+                stored = self._facts(facts.id, facts.version).files
+            record = facts.model_copy(update={"files": stored}).to_json()
+            check()
+            self.files.replace(f"{directory}/{RECORD_FILE}", record)
+        except StoreError:
+            self._clear_away(facts)
+            raise
         return Commit(nbytes + len(record), self._prune(facts))
+
+    def _write_tensors(
+        self, facts: Facts, state: AdapterState, check: Callable[[], None]
+    ) -> dict[str, StoredFile]:
+        directory, stored = _version_dir(facts.id, facts.version), {}
+        is_new = not self.files.names(directory_of(facts.id))
+        for name, data in self.codec.encode(state).items():
+            check()
+            self.files.write(f"{directory}/{name}", data)
+            digest = hashlib.sha256(data).hexdigest()
+            stored[name] = StoredFile(bytes=len(data), sha256=digest)
+        self.files.sync(directory, directory_of(facts.id), *([""] if is_new else []))
+        return stored
+
+    def _clear_away(self, facts: Facts) -> None:
+        """What a failed commit left of a version that is not there: it may fill up the disk."""
+        try:
+            if not self._is_committed(facts.id, facts.version):
+                self.files.remove(_version_dir(facts.id, facts.version))
+        except StoreError as error:
+            _LOG.debug("%s is not cleared away: %s", _version_dir(facts.id, facts.version), error)
 
     def delete(self, name: str) -> None:
         """Delete a session with all its versions; nothing where it does not exist."""

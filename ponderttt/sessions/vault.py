@@ -33,6 +33,8 @@ _LOG = logging.getLogger(__name__)
 _WRITERS, _READERS = 4, 4
 _TICK_SECONDS = 0.02
 _MOST_BACKOFF = 30.0
+#: Seconds between attempts where somebody waits for them.
+_FLUSH_RETRY = 0.5
 #: Seconds after which what was fetched and not asked for again is let go.
 _FETCH_SECONDS = 30.0
 #: `last_used` is written where it has moved by so many seconds.
@@ -120,10 +122,11 @@ class Vault:
         self._tracked: dict[str, _Tracked] = {}
         self._writers = Workers(_WRITERS, "session-writer")
         self._readers = Workers(_READERS, "session-reader")
-        self._fetches: dict[str, tuple[Future[Loaded], float]] = {}
+        # With when it began, and what tells it from another one of the same name.
+        self._fetches: dict[str, tuple[Future[Loaded], float, object]] = {}
         self._fetch_guard = threading.Lock()
         self._deletions: dict[str, tuple[Future[None], float]] = {}
-        self._reserved: set[str] = set()  # names about to be used
+        self._reserved: dict[str, Future[None]] = {}  # names about to be used, once they are free
         self._lock_guard = threading.Lock()  # one lock is taken or given back at a time
         self._stats = StoreStats()
         self._stats_guard = threading.Lock()
@@ -164,11 +167,20 @@ class Vault:
             found = self._fetches.get(name)
             if found is not None:
                 return found[0]
-            future = self._readers.submit(self._fetch, name)
-            self._fetches[name] = future, time.monotonic()
+            ticket = object()
+            future = self._readers.submit(self._fetch, name, ticket)
+            self._fetches[name] = future, time.monotonic(), ticket
         return future
 
-    def _fetch(self, name: str) -> Loaded:
+    def has_fetched(self, name: str, loaded: Loaded) -> bool:
+        """Whether this is what `fetch` gives now: nothing was deleted or used up since."""
+        with self._fetch_guard:
+            found = self._fetches.get(name)
+        if found is None or not found[0].done() or found[0].exception() is not None:
+            return False
+        return found[0].result() is loaded
+
+    def _fetch(self, name: str, ticket: object) -> Loaded:
         begun = time.perf_counter()
         try:
             if name in self._deletions:
@@ -177,9 +189,11 @@ class Vault:
                 self._store.peek(name)  # says so, before a lock is made
             self.claim(name)
             loaded = self._store.load(name)
+            if not self._is_registered(name, ticket):
+                raise NotFoundError("session", f"session {name!r} was deleted while it was read")
         except BaseException as error:
-            with self._fetch_guard:
-                self._fetches.pop(name, None)
+            if self._is_registered(name, ticket):
+                self.forget_fetch(name)
             self._let_go(name)
             if isinstance(error, StoreError):
                 self._count(failures=1)
@@ -188,25 +202,40 @@ class Vault:
         self._count(loads=1, load_seconds=seconds, recoveries=int(bool(loaded.damaged)))
         return loaded
 
+    def _is_registered(self, name: str, ticket: object) -> bool:
+        with self._fetch_guard:
+            found = self._fetches.get(name)
+        return found is not None and found[2] is ticket
+
     def reserve(self, name: str) -> None:
-        """Make sure that a name is free, and take its lock.
+        """Make sure that a name is free, and take its lock; waits for whoever is at it already.
 
         Raises:
             ConflictError: it is taken, here or on another server.
             StoreError: the store fails.
         """
-        if name in self._reserved:
+        with self._lock_guard:
+            found = self._reserved.get(name)
+            if found is None:
+                mine = self._reserved[name] = Future[None]()
+        if found is not None:
+            found.result()
             return
-        if name in self._deletions:
-            raise ConflictError("id", f"session {name!r} is being deleted; retry in a moment")
-        self._reserved.add(name)
         try:
-            self.claim(name)
-            if self._store.exists(name):
-                raise ConflictError("id", f"session {name!r} exists already; choose another id")
-        except BaseException:
+            self._check_free(name)
+        except BaseException as error:
             self.cancel_reservation(name)
+            mine.set_exception(error)
             raise
+        mine.set_result(None)
+
+    def _check_free(self, name: str) -> None:
+        deletion = self._deletions.get(name)
+        if deletion is not None and not (deletion[0].done() and deletion[0].exception() is None):
+            raise ConflictError("id", f"session {name!r} is being deleted; retry in a moment")
+        self.claim(name)
+        if self._store.exists(name):
+            raise ConflictError("id", f"session {name!r} exists already; choose another id")
 
     def claim(self, name: str) -> None:
         """Take a session's lock; ConflictError where another server has it."""
@@ -219,8 +248,7 @@ class Vault:
 
     def cancel_reservation(self, name: str) -> None:
         """The name was not used after all; in any thread."""
-        if name in self._reserved:
-            self._reserved.discard(name)
+        if self._reserved.pop(name, None) is not None:
             self._let_go(name)
 
     # --- sessions that are here -----------------------------------------------------------------
@@ -229,7 +257,7 @@ class Vault:
         """A session that was just created: it is to be stored."""
         self.reserve(session.owner)
         self._tracked[session.owner] = _Tracked(session, None, -1, dirty_since=time.monotonic())
-        self._reserved.discard(session.owner)
+        self._reserved.pop(session.owner, None)
 
     def track_loaded(self, session: Session, loaded: Loaded) -> None:
         """A session that was just made what `loaded` says."""
@@ -304,18 +332,43 @@ class Vault:
             int(session.last_used // step),
         )
 
+    def store_now(self, session: Session) -> Future[Commit]:
+        """Commit the session as it is at this moment, whatever comes after.
+
+        Raises (in the future):
+            ConflictError: another server has taken the session.
+            StoreError: the store fails; it is tried again, but with what the session is by then.
+        """
+        tracked = self._tracked[session.owner]
+        job = self._submit(tracked, time.monotonic(), after=tracked.job)
+        tracked.job = job
+        return job
+
     def _hand_over(self, tracked: _Tracked, now: float) -> None:
+        try:
+            tracked.job = self._submit(tracked, now)
+        except Exception as error:  # such as no memory for the copy
+            self._note_failure(tracked, error, now)
+
+    def _submit(
+        self, tracked: _Tracked, now: float, after: Future[Commit] | None = None
+    ) -> Future[Commit]:
         session = tracked.session
         facts = facts_of(session, self._store.codec.model, self._store.codec.layout)
         has_tensors = tracked.stored_version == session.version
         state = None if has_tensors else self._copy_state(session)
         tracked.job_mark, tracked.job_began = self._mark(session), now
-        tracked.job = self._writers.submit(self._commit, facts, state)
+        return self._writers.submit(self._commit, facts, state, after)
 
-    def _commit(self, facts: Facts, state: AdapterState | None) -> Commit:
+    def _commit(
+        self, facts: Facts, state: AdapterState | None, after: Future[Commit] | None
+    ) -> Commit:
+        if after is not None:
+            after.exception()  # it was handed over before this, so it ends
         begun = time.perf_counter()
-        self._locks.check(directory_of(facts.id))
-        commit = self._store.commit(facts, state)
+        key = directory_of(facts.id)
+        # Again and again: a file may take longer than the lease lasts.
+        commit = self._store.commit(facts, state, lambda: self._locks.check(key))
         seconds = time.perf_counter() - begun
         self._count(commits=1, commit_seconds=seconds, commit_bytes=commit.nbytes)
         return commit
@@ -343,7 +396,9 @@ class Vault:
 
     def _note_failure(self, tracked: _Tracked, error: BaseException, now: float) -> None:
         tracked.failures += 1
-        tracked.stored_version = -1
+        if not isinstance(error, StoreError):
+            # What is stored can't be built on: write the tensors, too.
+            tracked.stored_version = -1
         wait = min(0.25 * 2**tracked.failures, _MOST_BACKOFF)
         tracked.retry_at = now + wait
         self._count(failures=1)
@@ -379,6 +434,8 @@ class Vault:
         """
         names = set(self._tracked if only is None else only)
         deadline = time.monotonic() + seconds
+        # Earlier failures don't count: the store may work again, and there is no later.
+        retry_at: dict[str, float] = {}
         while True:
             now, left = time.monotonic(), []
             for name in names:
@@ -388,8 +445,9 @@ class Vault:
                 self._reap(tracked, now)
                 self._look_at(tracked, now)
                 if tracked.job is None and tracked.dirty_since is not None:
-                    if now >= tracked.retry_at:
+                    if now >= retry_at.get(name, 0.0):
                         self._hand_over(tracked, now)
+                        retry_at[name] = now + _FLUSH_RETRY
                     left.append(name)
                 elif tracked.job is not None:
                     left.append(name)
@@ -411,6 +469,8 @@ class Vault:
         """
         tracked = self._tracked.pop(name, None)
         job = tracked.job if tracked is not None else None
+        # What was read before must not bring it back.
+        self.forget_fetch(name)
         future = self._writers.submit(self._delete, name, job, unused_since)
         self._deletions[name] = future, time.monotonic()
         return future
@@ -470,7 +530,7 @@ class Vault:
                 _LOG.warning("the lock of session %s is not given back: %s", name, error)
 
     def _drop_old_fetches(self, now: float) -> None:
-        for name, (future, since) in list(self._fetches.items()):
+        for name, (future, since, _) in list(self._fetches.items()):
             if future.done() and now - since > _FETCH_SECONDS:
                 self.forget_fetch(name)
                 if name not in self._tracked:

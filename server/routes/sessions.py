@@ -109,11 +109,11 @@ async def snapshot_session(
     session_id: str, context: ContextDep, caller: CallerDep
 ) -> SessionObject:
     """Keep the current version beyond the last few, as long as no newer snapshots replace it."""
-    name = caller.session(session_id)
-    await context.engine.warm(name)
-    return await context.engine.call(
-        lambda core: describe_session(core, core.sessions.snapshot(name), caller)
-    )
+    engine, name = context.engine, caller.session(session_id)
+    await engine.warm(name)
+    # Answered once it is stored: a version that goes on learning would not be there later.
+    await asyncio.wrap_future(await engine.call(lambda core: core.sessions.snapshot(name)))
+    return await engine.call(lambda core: describe_session(core, core.sessions.get(name), caller))
 
 
 @router.post("/{session_id}/rollback")

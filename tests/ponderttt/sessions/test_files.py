@@ -92,9 +92,12 @@ def test_failed_replacement_leaves_the_old_file_and_nothing_else(
 def test_link_in_the_place_of_a_file_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "outside").write_bytes(b"theirs")
     files = LocalFiles(tmp_path / "root")
-    (tmp_path / "root" / "link").symlink_to(tmp_path / "outside")
-    with pytest.raises(StoreError):
-        files.write("link", b"mine")
+    link = tmp_path / "root" / "link"
+    link.symlink_to(tmp_path / "outside")
+    files.write("link", b"mine")
+    assert (files.read("link"), link.is_symlink()) == (b"mine", False)
+    link.unlink()
+    link.symlink_to(tmp_path / "outside")
     files.remove("link")
     assert (tmp_path / "outside").read_bytes() == b"theirs"
 

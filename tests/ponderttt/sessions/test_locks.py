@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ponderttt.errors import ConflictError
+from ponderttt.errors import ConflictError, StoreError
 from ponderttt.sessions.files import Files, LocalFiles, open_files
 from ponderttt.sessions.locks import LOCKS, FileLocks, Leases, Locks, open_locks
 from tests.ponderttt.sessions import stores
@@ -138,3 +138,38 @@ def test_store_gets_the_locks_that_suit_it(tmp_path: Path) -> None:
     remote = open_files(stores.memory_url())
     assert type(remote) is Files
     assert isinstance(open_locks(remote), Leases)
+
+
+def test_one_lease_that_can_not_be_renewed_does_not_keep_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    files = open_files(stores.memory_url())
+    locks = Leases(files, seconds=0.3)
+    for key in ("broken", "sound"):
+        locks.hold(key)
+    replace = files.replace
+
+    def fail(path: str, data: bytes) -> None:
+        if path.endswith("broken"):
+            raise StoreError("the store is out of order")
+        replace(path, data)
+
+    monkeypatch.setattr(files, "replace", fail)
+    until = time.monotonic() + 0.6
+    while time.monotonic() < until:
+        locks.renew()
+        time.sleep(0.05)
+    other = Leases(files, seconds=0.3)
+    with pytest.raises(ConflictError):
+        other.hold("sound")
+
+
+def test_lease_about_to_end_is_prolonged_before_its_holder_writes() -> None:
+    files = open_files(stores.memory_url())
+    locks, other = Leases(files, seconds=0.4), Leases(files, seconds=0.4)
+    locks.hold("repo")
+    time.sleep(0.3)
+    locks.check("repo")
+    time.sleep(0.2)  # the first lease has ended by now
+    with pytest.raises(ConflictError):
+        other.hold("repo")

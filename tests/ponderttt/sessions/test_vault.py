@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -612,3 +613,150 @@ def test_setting_out_of_range_is_refused(field: str, value: object) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         StoreConfig(**({"url": "somewhere"} | {field: value}))  # type: ignore[arg-type]
     assert caught.value.param == ("sessions" if field == "url" else field)
+
+
+def test_full_disk_costs_no_version_that_was_committed(faulty: Place) -> None:
+    """Not even where only the record is to be written again, after a chunk that was skipped."""
+    server = faulty.start(write_delay=0.0)
+    server.sessions.create("repo", TTTParams())
+    state = server.teach("repo")
+    server.sessions.flush()
+    faults(faulty).error = errno.ENOSPC
+    server.sessions.get("repo").chunks += 1
+    server.tick_until(lambda: server.stats.failures >= 3)
+    store = SessionStore(open_files(faulty.url), stores.make_codec(faulty.directory), 3)
+    loaded = store.load("repo")
+    assert (loaded.facts.version, loaded.damaged) == (1, ())
+    assert same(loaded.state, state)
+
+
+def test_version_that_could_not_be_written_takes_no_room(faulty: Place, tmp_path: Path) -> None:
+    server = faulty.start(write_delay=0.0)
+    server.sessions.create("repo", TTTParams())
+    server.sessions.flush()
+    before = sorted(path.name for path in (tmp_path / "repo").rglob("*"))
+    faults(faulty).error = errno.ENOSPC
+    server.teach("repo")
+    server.tick_until(lambda: server.stats.failures >= 2)
+    assert sorted(path.name for path in (tmp_path / "repo").rglob("*")) == before
+
+
+def test_store_that_works_again_is_used_at_the_end_whatever_failed_before(faulty: Place) -> None:
+    server = faulty.start(write_delay=0.0)
+    server.sessions.create("repo", TTTParams())
+    server.sessions.flush()
+    faults(faulty).error = errno.EIO
+    server.teach("repo")
+    server.tick_until(lambda: server.stats.failures >= 4)  # the next attempt is seconds away
+    faults(faulty).error = None
+    assert server.sessions.close(1.0) == []
+
+
+def test_no_memory_for_the_copy_is_a_commit_that_failed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = place.start(write_delay=0.0)
+    server.sessions.create("repo", TTTParams())
+    server.teach("repo")
+
+    def full(*args: object) -> AdapterState:
+        raise torch.OutOfMemoryError("no memory left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server.bank, "state", full)
+        server.tick_until(lambda: server.stats.failures >= 1)
+    server.tick_until(lambda: server.stats.unsaved == 0)
+    assert server.stats.commits >= 1
+
+
+# --- races ----------------------------------------------------------------------------------------
+
+
+def test_what_was_fetched_before_a_deletion_does_not_bring_the_session_back(place: Place) -> None:
+    server = place.start()
+    server.sessions.create("repo", TTTParams())
+    server.teach("repo")
+    server.sessions.close()
+    server = place.start()
+    loaded = server.sessions.fetch("repo").result()
+    deleted = server.sessions.delete("repo")
+    assert deleted is not None
+    with pytest.raises(NotFoundError):
+        server.sessions.warm("repo", loaded)
+    deleted.result()
+    server.tick_until(lambda: not server.sessions._open_vault()._deletions)
+    with pytest.raises(NotFoundError):
+        server.sessions.fetch("repo").result()
+    assert server.sessions.names() == []
+    # The name is free again, and what has it is another session.
+    server.sessions.create("repo", TTTParams())
+    server.sessions.flush()
+    assert server.sessions.warm("repo", loaded).version == 0
+
+
+def test_session_deleted_while_it_is_read_leaves_no_lock(faulty: Place) -> None:
+    server = faulty.start()
+    server.sessions.create("repo", TTTParams())
+    server.teach("repo")
+    server.sessions.close()
+    server = faulty.start()
+    faults(faulty).seconds = 0.05
+    reading = server.sessions.fetch("repo")
+    deleted = server.sessions.delete("repo")
+    assert deleted is not None
+    deleted.result()
+    with pytest.raises((NotFoundError, DamagedSessionError)):
+        reading.result()
+    server.tick_until(lambda: not server.sessions._open_vault()._deletions)
+    assert server.sessions._open_vault()._locks.held() == []
+
+
+def test_snapshot_is_stored_even_where_the_session_learns_on_at_once(place: Place) -> None:
+    server = place.start(write_delay=60.0, keep_versions=2)
+    server.sessions.create("repo", TTTParams())
+    server.teach("repo")
+    state = server.teach("repo")
+    saving = server.sessions.snapshot("repo")
+    for _ in range(4):
+        server.teach("repo")
+    assert 2 in saving.result().kept
+    assert server.sessions.flush() == []
+    assert server.sessions.get("repo").kept == (2, 6)
+    server.sessions.rollback("repo", 2)
+    assert same(server.sessions.state(server.sessions.get("repo")), state)
+
+
+def test_of_two_that_want_a_stored_name_both_are_refused(faulty: Place) -> None:
+    server = faulty.start()
+    other = Place(faulty.directory, faulty.url).start()
+    other.sessions.create("repo", TTTParams())
+    other.sessions.close()
+    faults(faulty).seconds = 0.05
+    refused: list[str] = []
+
+    def reserve() -> None:
+        try:
+            server.sessions.reserve("repo")
+        except ConflictError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=reserve) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 2
+    assert all("exists already" in reason for reason in refused)
+    assert server.sessions._open_vault()._locks.held() == []
+
+
+def test_name_of_a_deleted_session_is_free_once_it_is_gone(place: Place) -> None:
+    server = place.start()
+    server.sessions.create("repo", TTTParams())
+    server.sessions.flush()
+    deleted = server.sessions.delete("repo")
+    assert deleted is not None
+    deleted.result()
+    server.sessions.reserve("repo")
+    assert server.sessions.create("repo", TTTParams()).version == 0
