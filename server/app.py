@@ -16,6 +16,7 @@ from server.body import BodyLimit
 from server.context import Context
 from server.errors import install_handlers
 from server.keys import KeyRing
+from server.local_only import LocalOnly
 from server.metrics import Metrics
 from server.request_log import RequestLog
 from server.routes import adapt, chat, completions, health, models, sessions, tokens
@@ -67,6 +68,8 @@ def create_app(engine: AsyncEngine, settings: Settings) -> FastAPI:
     # The last one added is the outermost: what is refused is counted and logged, too.
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Authentication, ring=ring)
+    if ring is None and not settings.allow_unauthenticated:
+        app.add_middleware(LocalOnly, host=settings.host)
     app.add_middleware(RequestLog)
     app.add_middleware(_CountAnswers, metrics=metrics)
     return app

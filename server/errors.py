@@ -131,7 +131,9 @@ def install_handlers(app: FastAPI) -> None:
     @app.exception_handler(PonderError)
     async def _ponder(request: Request, error: PonderError) -> JSONResponse:
         if describe(error)[0].status >= 500:
-            _LOG.error("%s %s: %s", request.method, request.scope["path"], error)
+            # The pattern: a path may hold anything, line breaks among them.
+            route = getattr(request.scope.get("route"), "path", "unknown")
+            _LOG.error("%s %s: %s", request.method, route, error)
         return error_response(error)
 
     @app.exception_handler(RequestValidationError)

@@ -13,9 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ponderttt.engine.outputs import DoneEvent
 from ponderttt.errors import InvalidRequestError
 from ponderttt.sessions.names import check_session_id
+from server.errors import error_response
 from server.logs import REQUEST_ID
 
 _LOG = logging.getLogger("server.requests")
+_TROUBLE = logging.getLogger(__name__)
 
 _HEADER = b"x-request-id"
 _VALID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -123,6 +125,12 @@ class RequestLog:
 
         try:
             await self._app(scope, receive, labelled)
+        except Exception as error:
+            if record.status is not None:
+                raise  # half-way through an answer, the connection is all that can be cut
+            # Answered here: further out it would have no id, and would not be counted.
+            _TROUBLE.exception("a request failed unexpectedly")
+            await error_response(error)(scope, receive, labelled)
         finally:
             _report(scope, record)
 

@@ -111,7 +111,8 @@ class SessionStore:
                 listing.readable.append(self._usable(name))
             except NotFoundError:
                 continue  # its first commit was cut short
-            except DamagedSessionError as error:
+            except (DamagedSessionError, StoreError) as error:
+                # One that can't be read, or deleted to the end, keeps none of the others away.
                 listing.unreadable[name] = str(error)
         listing.readable.sort(key=lambda each: each[0].created)
         return listing

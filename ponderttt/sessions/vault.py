@@ -224,7 +224,8 @@ class Vault:
         try:
             self._check_free(name)
         except BaseException as error:
-            self.cancel_reservation(name)
+            self._reserved.pop(name, None)
+            self._let_go(name)
             mine.set_exception(error)
             raise
         mine.set_result(None)
@@ -249,7 +250,8 @@ class Vault:
     def cancel_reservation(self, name: str) -> None:
         """The name was not used after all; in any thread."""
         if self._reserved.pop(name, None) is not None:
-            self._let_go(name)
+            # Nothing is stored under it: refused requests must not leave a file each.
+            self._let_go(name, forget=True)
 
     # --- sessions that are here -----------------------------------------------------------------
 
@@ -518,14 +520,14 @@ class Vault:
             except StoreError as error:
                 _LOG.warning("the lock of session %s is not given back: %s", key, error)
 
-    def _let_go(self, name: str) -> None:
+    def _let_go(self, name: str, *, forget: bool = False) -> None:
         """Give a lock back unless somebody wants it."""
         with self._lock_guard:
             uses = (self._tracked, self._fetches, self._reserved, self._deletions)
             if any(name in names for names in uses):
                 return
             try:
-                self._locks.release(directory_of(name))
+                self._locks.release(directory_of(name), forget=forget)
             except StoreError as error:
                 _LOG.warning("the lock of session %s is not given back: %s", name, error)
 

@@ -119,7 +119,9 @@ class App:
         self.document: dict[str, Any] = json.loads(json.dumps(self.app.openapi()))
         self.loop = asyncio.new_event_loop()
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://test", timeout=120)
+        self.client = httpx.AsyncClient(
+            transport=transport, base_url="http://localhost", timeout=120
+        )
 
     def send(
         self, method: str, url: str, headers: list[tuple[bytes, bytes]], **content: Any
@@ -220,7 +222,7 @@ def _send_examples(
         given = {name.lower(): value for name, value in (kwargs.get("headers") or {}).items()}
         if "content-type" in given and not any(name == b"content-type" for name, _ in headers):
             headers = [*headers, (b"content-type", str(given["content-type"]).encode())]
-        url = httpx.URL("http://test").join(kwargs["url"]).raw_path.decode()
+        url = httpx.URL("http://localhost").join(kwargs["url"]).raw_path.decode()
         answer = app.send(kwargs["method"], url, headers, **content)
         tally.take(label, (kwargs["method"], url, headers, content), answer)
 

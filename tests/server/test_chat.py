@@ -124,7 +124,9 @@ async def test_chat_for_a_model_without_template_is_refused(
     (directory / "chat_template.jinja").unlink()
     core = EngineCore.from_pretrained(str(directory), config=EngineConfig(measure_costs=False))
     app = create_app(AsyncEngine(core), Settings())
-    async with httpx.AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+    async with httpx.AsyncClient(
+        transport=ASGITransport(app), base_url="http://localhost"
+    ) as client:
         answer = await client.post("/v1/chat/completions", json={"messages": MESSAGES})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "messages"

@@ -166,7 +166,9 @@ async def test_readiness_tells_why_it_is_missing(tiny_llama_dir: Path) -> None:
     core = EngineCore.from_pretrained(str(tiny_llama_dir), config=EngineConfig(measure_costs=False))
     engine = AsyncEngine(core)
     app = create_app(engine, Settings())
-    async with httpx.AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+    async with httpx.AsyncClient(
+        transport=ASGITransport(app), base_url="http://localhost"
+    ) as client:
 
         async def refused() -> str:
             assert (await client.get("/health")).status_code == 200

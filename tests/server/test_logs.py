@@ -187,3 +187,23 @@ def test_configuration_is_one_that_logging_takes(level: str) -> None:
     # Libraries that print what they send are not asked to.
     assert logging.getLevelName(config["root"]["level"]) in ("WARNING", "ERROR", "CRITICAL")
     logging.config.DictConfigurator(config)  # parses it
+
+
+def test_unexpected_failure_has_an_id_a_line_and_a_place_in_the_metrics(
+    live: Live, lines: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = live.new_session()
+
+    def fail(session: object) -> float:
+        raise ZeroDivisionError("nobody thought of this")
+
+    monkeypatch.setattr(live.core.sessions, "norm", fail)
+    where = {"method": "GET", "route": "/v1/sessions/{session_id}", "status": "500"}
+    answer = live.http.get(f"/v1/sessions/{name}", headers={"X-Request-Id": "odd"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (500, "odd")
+    assert answer.json()["error"]["type"] == "server_error"
+    line = wait_for_line(lines, "odd")
+    assert (line["status"], line["outcome"]) == (500, "failed")
+    trace = next(each for each in lines if each["message"] == "a request failed unexpectedly")
+    assert "nobody thought of this" in json.dumps(trace)
+    assert live.value("http_requests_total", **where) == 1.0

@@ -78,7 +78,7 @@ async def test_lies_and_losses_are_found() -> None:
         return httpx.Response(500, text="oops")
 
     transport = httpx.MockTransport(answer)
-    async with httpx.AsyncClient(base_url="http://test", transport=transport) as client:
+    async with httpx.AsyncClient(base_url="http://localhost", transport=transport) as client:
         soak = Soak(client, source_text(), ("a", "b"))
         assert (await soak._stream()).startswith("lost: the stream ended")
         assert await soak._adapt() == "500: oops"

@@ -453,3 +453,23 @@ def test_read_error_is_not_taken_for_damage(tiny_llama_dir: Path, tmp_path: Path
         store.load("repo")
     files.faults.reads = None
     assert store.load("repo").facts.version == 2
+
+
+def test_one_session_that_can_not_be_read_keeps_no_other_from_the_list(
+    tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = stores.make_store(tiny_llama_dir, tmp_path)
+    for name in ("good", "bad"):
+        facts = stores.make_facts(store.codec, name)
+        store.commit(facts, stores.make_state(tiny_llama_dir, 1))
+    read = store.files.read
+
+    def fail(path: str) -> bytes | None:
+        if path.startswith("bad/"):
+            raise StoreError("the disk is worn out")
+        return read(path)
+
+    monkeypatch.setattr(store.files, "read", fail)
+    listing = store.listing()
+    assert [facts.id for facts, _ in listing.readable] == ["good"]
+    assert listing.unreadable == {"bad": "the disk is worn out"}
