@@ -59,12 +59,12 @@ class Client:
         retries: int = 10,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        self.base_url = wire.public_url(base_url)
         self._timeout = timeout
         self._backoff = Backoff(retries)
         with wire.translated(self.base_url, timeout):
             self._http = httpx.Client(
-                base_url=self.base_url,
+                base_url=base_url.rstrip("/").removesuffix("/v1"),
                 timeout=timeout,
                 headers=wire.headers(api_key),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),

@@ -33,12 +33,12 @@ class AsyncClient:
         retries: int = 10,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.base_url = base_url.rstrip("/").removesuffix("/v1")
+        self.base_url = wire.public_url(base_url)
         self._timeout = timeout
         self._backoff = Backoff(retries)
         with wire.translated(self.base_url, timeout):
             self._http = httpx.AsyncClient(
-                base_url=self.base_url,
+                base_url=base_url.rstrip("/").removesuffix("/v1"),
                 timeout=timeout,
                 headers=wire.headers(api_key),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),

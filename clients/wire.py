@@ -66,8 +66,9 @@ class AnswerError(ServerError):
 class Backoff:
     """When to ask again after 429 and 503.
 
-    The server's `Retry-After` is kept to. Where it names none, waits double from `first`, and half
-    of each is random, lest many clients come back at once.
+    Waits double from `first`, and half of each is random, lest many clients come back at once. What
+    the server asks for with `Retry-After` is waited at least; it is an estimate, and may be wrong
+    again and again.
 
     Args:
         retries: times that a request is sent again; 0 for never.
@@ -90,12 +91,10 @@ class Backoff:
         """
         if response.status_code not in RETRYABLE or attempt >= self.retries:
             return None
-        asked = retry_after(response)
-        if asked is not None:
-            return min(max(asked, 0.1), self.longest)
         # The exponent is bounded, lest it overflow.
         wait: float = min(self.first * 2.0 ** min(attempt, 30), self.longest)
-        return wait * (0.5 + 0.5 * self.draw.random())
+        wait *= 0.5 + 0.5 * self.draw.random()
+        return min(max(retry_after(response) or 0.0, wait), self.longest)
 
 
 def retry_after(response: httpx.Response) -> float | None:
@@ -115,6 +114,12 @@ def _seconds_until(date: str) -> float:
     if at.tzinfo is None:
         at = at.replace(tzinfo=UTC)
     return (at - datetime.now(UTC)).total_seconds()
+
+
+def public_url(base_url: str) -> str:
+    """A server's address as it may be shown and stored: without `/v1`, user and password."""
+    url = httpx.URL(base_url.rstrip("/").removesuffix("/v1"))
+    return str(url.copy_with(username=None, password=None)) if url.userinfo else str(url)
 
 
 @contextmanager

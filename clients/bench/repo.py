@@ -162,6 +162,8 @@ def repo(
         exam = _exam(humaneval, output, base_url, api_key, model, timeout, seed, quiet)
     with Client(base_url, timeout, api_key=api_key) as client:
         asking = _asking(client, model, left_chars, max_tokens, loss)
+        if exam is not None:
+            exam.model = asking.model
         kinds = _kinds(arm, asking)
         arms = make_arms(
             kinds, gate, budget or [1.5, 2.0, 3.0], ["rate", "time"] if match == "both" else [match]

@@ -41,23 +41,42 @@ class Exam:
         """Result file of the exam of that title."""
         return self.output.with_name(f"{self.output.stem}-humaneval-{title}.jsonl")
 
-    def is_due(self, title: str) -> bool:
-        """Whether problems are left to ask; a finished exam needs its session no more."""
-        path = self.path(title)
-        if path.exists() and len(read_results(path)[1]) >= self.problems:
-            self._note(path)
-            return False
-        return True
+    def is_due(self, title: str, digest: str | None) -> bool:
+        """Whether problems are left to ask; a finished exam needs its session no more.
 
-    def take(self, title: str, session: str | None) -> None:
+        Args:
+            title: of the exam.
+            digest: of the session's weights; None: no session.
+        """
+        path = self.path(title)
+        if not path.exists() or not self._is_of(path, digest):
+            return True
+        if len(read_results(path)[1]) < self.problems:
+            return True
+        self._note(path)
+        return False
+
+    def _is_of(self, path: Path, digest: str | None) -> bool:
+        """Whether a file holds an exam of the same weights."""
+        header, _ = read_results(path)
+        same_model = self.model in (None, header.model)
+        return same_model and header.settings.get("session_digest") == digest
+
+    def take(self, title: str, session: str | None, digest: str | None = None) -> None:
         """Ask what is left.
 
+        Args:
+            title: of the exam.
+            session: to ask in; None: none.
+            digest: of its weights.
         Raises:
             PonderError: the server or the sandbox fails; the same call goes on later.
         """
-        if not self.is_due(title):
+        if not self.is_due(title, digest):
             return
         path = self.path(title)
+        # What another session, or another model, once answered under this title is of no use.
+        stale = path.exists() and not self._is_of(path, digest)
         humaneval_in_session(
             self.base_url,
             session,
@@ -68,6 +87,7 @@ class Exam:
             limit=self.problems,
             seed=self.seed,
             timeout=self.timeout,
+            fresh=stale,
             quiet=self.quiet,
         )
         self._note(path)
@@ -81,9 +101,7 @@ class Exam:
         if len(self._taken) < 2:
             return None
         results = [read_results(path) for path in self._taken]
-        found = compared(self._taken, results, ["passed"], None, self.seed)
-        # They differ in their sessions, as the columns' names say.
-        return {**found, "differing": {}}
+        return compared(self._taken, results, ["passed"], None, self.seed)
 
     def table(self) -> str:
         """The same as Markdown."""

@@ -107,7 +107,7 @@ class Runner:
         first = next((i for i, key in enumerate(keys) if key not in self.results.done), len(todo))
         session = None
         examined = f"{repository.name}-{arm.name}" if arm.kind == "adapt" else None
-        due = examined is not None and self.exam is not None and self.exam.is_due(examined)
+        due = examined is not None and self._is_exam_due(repository, arm, examined)
         if arm.learns:
             session = self.schedule.session(repository, arm)
             if first < len(todo) or due or self.schedule.keep_sessions:
@@ -119,9 +119,17 @@ class Runner:
             self.results.append(record)
             self.done(record)
         if self.exam is not None and examined is not None and due:
-            self.exam.take(examined, session)
+            self.exam.take(examined, session, self._digest(repository, arm))
         if session is not None and not self.schedule.keep_sessions:
             self._forget(session)
+
+    def _is_exam_due(self, repository: Repository, arm: Arm, title: str) -> bool:
+        return self.exam is not None and self.exam.is_due(title, self._digest(repository, arm))
+
+    def _digest(self, repository: Repository, arm: Arm) -> str | None:
+        """Of what the arm's session has learned so far."""
+        lessons = self._lessons(repository, arm)
+        return lessons[-1]["digest"] if lessons else None
 
     def _do(
         self, repository: Repository, arm: Arm, step: Step, session: str | None

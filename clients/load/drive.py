@@ -116,7 +116,10 @@ class Drive:
             pause = turn.think
             if seen.outcome == "rejected":
                 pause = max(pause, seen.retry_after or _PAUSE)
-            await asyncio.sleep(pause)
+            if self._goes_on():
+                left = self.limits.seconds
+                end = float("inf") if left is None else left - (time.perf_counter() - self.begun)
+                await asyncio.sleep(min(pause, max(end, 0.0)))
 
     async def _arrive(self, rate: float) -> None:
         generator = arrivals(rate, self.workload.seed)

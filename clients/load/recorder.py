@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from clients.results import Record, ResultFile
-from ponderttt.errors import PonderError
 
 
 @dataclass(slots=True)
@@ -56,7 +55,7 @@ class Recorder:
     def __init__(self, results: ResultFile) -> None:
         self._results = results
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._error: PonderError | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._write, name="recorder", daemon=True)
         self.tally = Tally()
 
@@ -88,6 +87,6 @@ class Recorder:
         while (record := self._queue.get()) is not None:
             try:
                 self._results.append(record)
-            except PonderError as error:
+            except Exception as error:  # whatever it is, the run must not go on without its records
                 self._error = error
                 return

@@ -15,10 +15,14 @@ refused by audit hooks, which can't be removed: the garbage collector's search f
 
 While the check runs, only the standard library may look at frames, where the expected values are.
 
+The pipes are known by their identity, not by their numbers alone, and only this process uses them.
+
 What remains possible: bugs of the interpreter, crafted bytecode among them; code that disguises
-itself as the library's to look at the check's frames, and copies the expected values or the check's
-names from there; results that lie within the language's rules where `compare` doesn't look; and a
-patch of the library that is made and undone while the check runs. None of that happens by accident.
+itself as the library's to look at the check's frames, or that reaches them from a frame of a
+generator which it kept from before, and copies the expected values or the check's names from
+there; results that lie within the language's rules where `compare` doesn't look (inside `unittest`,
+say); a patch of the library that is made and undone while the check runs; a thread that exchanges a
+pipe just between a look at it and its use. None of that happens by accident.
 
 A message to the host is a kind, the length of its text (2 bytes) and the text.
 """
@@ -86,8 +90,12 @@ def prepare() -> tuple[list[Callable[..., Any]], list[bytes], bytes]:
     confine(uid, *amounts)
     for descriptor in (source, result):
         os.set_inheritable(descriptor, False)
-    take = partial(read_exactly, os.read, source)
-    tell = partial(write_message, os.write, result)
+    pipe_checks = [
+        partial(check_pipe, os.fstat, os.getpid, os._exit, pipe_identity(number), number)
+        for number in (result, source)
+    ]
+    tell = partial(write_message, os.write, pipe_checks[0], result)
+    take = partial(read_exactly, os.read, pipe_checks[1], source)
     for name in modules:  # what the check will need, while it is still unpatched
         try:  # noqa: SIM105 (contextlib costs half a millisecond)
             __import__(name)
@@ -124,7 +132,9 @@ def prepare() -> tuple[list[Callable[..., Any]], list[bytes], bytes]:
         partial(run_program, compile, exec, namespace, fail),
         partial(announce, tell, put_back, stop_tracing, sys.addaudithook, hooks),
         partial(receive, tell, take, marshal.loads),
-        partial(run_check, exec, namespace, pristine, sys.modules, fail, flush),
+        partial(
+            run_check, exec, namespace, pristine, tuple(pristine.items()), sys.modules, fail, flush
+        ),
         partial(finish, tell, put_back, os._exit),
     ]
     return steps, secrets, program
@@ -148,6 +158,12 @@ def confine(uid: int, cpu: int, memory: int, processes: int, file: int) -> None:
         os.setuid(uid)
     if processes:
         resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
+
+
+def pipe_identity(descriptor: int) -> tuple[int, int, int]:
+    """Tells the pipe behind a descriptor from any other, and this process from its copies."""
+    status = os.fstat(descriptor)
+    return status.st_dev, status.st_ino, os.getpid()
 
 
 def program_module() -> dict[str, Any]:
@@ -198,10 +214,23 @@ def prefixes() -> tuple[str, ...]:
 # can be reached by a name is to be trusted.
 
 
-def read_exactly(read: Any, descriptor: int, count: int) -> bytes:
+def check_pipe(
+    fstat: Any, getpid: Any, exit_: Any, known: tuple[int, int, int], descriptor: int
+) -> None:
+    """End a process that has put another pipe in the place of ours, and copies of the process."""
+    try:
+        status = fstat(descriptor)
+    except OSError:
+        exit_(1)
+    if (status.st_dev, status.st_ino, getpid()) != known:
+        exit_(1)
+
+
+def read_exactly(read: Any, check: Any, descriptor: int, count: int) -> bytes:
     """`count` bytes; an error where the stream ends before."""
     data = b""
     while len(data) < count:
+        check()
         piece = read(descriptor, count - len(data))
         if not piece:
             raise EOFError("the host hung up")
@@ -209,8 +238,9 @@ def read_exactly(read: Any, descriptor: int, count: int) -> bytes:
     return data
 
 
-def write_message(write: Any, descriptor: int, kind: bytes, text: bytes) -> None:
+def write_message(write: Any, check: Any, descriptor: int, kind: bytes, text: bytes) -> None:
     """Short enough to be written in one piece."""
+    check()
     write(descriptor, kind + len(text).to_bytes(2, "big") + text)
 
 
@@ -244,8 +274,8 @@ def receive(tell: Tell, take: Any, loads: Any, _: None) -> CodeType:
 
 
 def run_check(
-    exec_: Any, namespace: dict[str, Any], pristine: dict[str, Any], modules: dict[str, Any],
-    fail: Any, flush: Any, check: CodeType,
+    exec_: Any, namespace: dict[str, Any], pristine: dict[str, Any], known: tuple[Any, ...],
+    modules: dict[str, Any], fail: Any, flush: Any, check: CodeType,
 ) -> bytes:  # fmt: skip
     """Run the check with the program's names but its own built-in functions; wait for threads."""
     try:
@@ -254,6 +284,8 @@ def run_check(
             for thread in threading.enumerate():
                 if thread is not threading.main_thread() and not thread.daemon:
                     thread.join()
+        if len(pristine) != len(known) or any(pristine.get(k) is not v for k, v in known):
+            raise RuntimeError("the check's built-in functions were exchanged")
         flush()
     except BaseException as error:
         fail(error)
@@ -314,9 +346,16 @@ def refuse_frames(
     if way not in ways or thread in busy:
         return
     busy.add(thread)  # to ask who it was raises the same event
-    caller = getframe(1).f_code.co_filename
+    frame = getframe(1)
+    caller, asker = frame.f_code.co_filename, frame.f_back
     busy.discard(thread)
-    if caller != "<check>" and (not caller.startswith(library) or caller.endswith("/inspect.py")):
+    for_others = caller.endswith("/inspect.py") or (
+        # These hand frames out, where others ask than the library itself.
+        (caller.endswith("/logging/__init__.py") or frame.f_code.co_name == "walk_stack")
+        and asker is not None
+        and not asker.f_code.co_filename.startswith(library)
+    )
+    if caller != "<check>" and (not caller.startswith(library) or for_others):
         tell(b"T", b"looked at the frames of its checker")
         exit_(1)
 

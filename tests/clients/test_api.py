@@ -298,3 +298,30 @@ def test_real_server_keeps_sessions_and_teaches_them(live: Live) -> None:
             assert state["version"] == events[-1]["version_after"]
 
     asyncio.run(main())
+
+
+def test_server_that_asks_for_short_waits_again_and_again_is_given_longer_ones() -> None:
+    backoff = Backoff(retries=10, first=0.5)
+    busy = httpx.Response(429, headers={"Retry-After": "1"})
+    waits = [backoff.again(busy, attempt) or 0.0 for attempt in range(10)]
+    assert waits[0] == 1.0
+    assert all(wait <= 60.0 for wait in waits)
+    assert sum(waits) > 120.0
+    patient = httpx.Response(503, headers={"Retry-After": "30"})
+    assert backoff.again(patient, 0) == 30.0
+
+
+def test_password_in_the_address_is_used_but_not_shown() -> None:
+    seen: list[str | None] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers.get("Authorization"))
+        return httpx.Response(200, json={"object": "list", "data": [{"id": "m"}]})
+
+    transport = httpx.MockTransport(handler)
+    with Client("http://user:sekret@localhost:8000/v1", transport=transport) as client:
+        assert client.base_url == "http://localhost:8000"
+        assert client.models() == ["m"]
+    (header,) = seen
+    assert header is not None
+    assert header.startswith("Basic ")

@@ -7,6 +7,7 @@ generation*; a base model gets it in the form of instruction and response.
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 from clients.bench.functional.answers import fenced_block
@@ -22,15 +23,16 @@ _BASE = (
 )
 _SECTION = "\n###"
 _CODE = ("class ", "import ", "from ", "@", "def ", "#", '"""')
-# No test at all would pass for a test class that the loader finds empty.
+# A loader of its own, since the program can reach the one that is there; and all tests must have
+# run: one that the loader does not find, or that the program skips, would pass.
 _RUN = """
 {test}
 
 import unittest as _unittest
 _result = _unittest.TestResult()
-_unittest.defaultTestLoader.loadTestsFromTestCase({test_class}).run(_result)
-_faults = _result.errors + _result.failures
-if _faults or not _result.testsRun:
+_unittest.TestLoader().loadTestsFromTestCase({test_class}).run(_result)
+_faults = _result.errors + _result.failures + _result.skipped
+if _faults or _result.testsRun < {tests}:
     _last = _faults[0][1].strip().splitlines()[-1] if _faults else "no test was run"
     raise AssertionError(f"{{len(_faults)}} of {{_result.testsRun}} tests: {{_last}}")
 """
@@ -82,10 +84,27 @@ def _problem(entry: Entry) -> Problem:
         base_prompt=_BASE.format(task=task, skeleton=skeleton.rstrip()),
         chat_prompt=f"{task} {_CHAT}\n\n```python\n{skeleton.rstrip()}\n```",
         head=head,
-        checks={each: _RUN.format(test=test, test_class=each) for each in test_classes},
+        checks={
+            each: _RUN.format(test=test, test_class=each, tests=_count_tests(entry, test, each))
+            for each in test_classes
+        },
         mutated=_methods(entry),
         solution=entry.text("solution_code"),
     )
+
+
+def _count_tests(entry: Entry, test: str, test_class: str) -> int:
+    """Tests that a class defines itself; 1 at least, where they are all inherited."""
+    try:
+        tree = ast.parse(test)
+    except SyntaxError as error:
+        raise entry.bad(f"test is no Python: {error}") from error
+    own = [
+        sum(isinstance(f, ast.FunctionDef) and f.name.startswith("test") for f in node.body)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and node.name == test_class
+    ]
+    return max([1, *own])
 
 
 def _methods(entry: Entry) -> frozenset[str]:

@@ -26,6 +26,7 @@ def humaneval_in_session(
     concurrency: int = 8,
     seed: int = 0,
     timeout: float = 600.0,
+    fresh: bool = False,
     quiet: bool = False,
 ) -> tuple[Header, list[Record]]:
     """Ask HumanEval greedily; the session is only read, and stays what it is.
@@ -46,6 +47,7 @@ def humaneval_in_session(
         concurrency: requests at once.
         seed: for the result file; nothing is drawn.
         timeout: seconds for one answer.
+        fresh: overwrite the result file.
         quiet: show no progress.
     Returns:
         Header and records of the result file.
@@ -77,4 +79,4 @@ def humaneval_in_session(
         workers=os.cpu_count() or 1,
         concurrency=concurrency,
     )
-    return run.run(output, quiet=quiet)
+    return run.run(output, fresh=fresh, quiet=quiet)

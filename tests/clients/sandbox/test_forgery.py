@@ -127,6 +127,96 @@ def test_forgery_does_not_pass(sandbox: Sandbox, name: str) -> None:
     }.get(name, {Verdict.FAILED}), outcome
 
 
+_PIPES = (
+    "import marshal, os, sys\n"
+    "source, result = int(sys.orig_argv[-8]), int(sys.orig_argv[-7])\n"
+    "code = marshal.dumps(compile('pass', '<check>', 'exec'))\n"
+    "own = len(code).to_bytes(8, 'big') + code\n"
+)
+EXCHANGES = {
+    "sends_itself_another_check": (
+        _PIPES + "r, w = os.pipe()\nos.write(w, own)\nos.dup2(r, source)\n"
+    ),
+    "listens_to_what_it_tells": _PIPES + "r, w = os.pipe()\nos.dup2(w, result)\n",
+    "lets_a_copy_of_itself_tell_the_secrets": (
+        _PIPES + "r, w = os.pipe(); cr, cw = os.pipe()\n"
+        "def read(fd, n):\n"
+        "    data = b''\n"
+        "    while len(data) < n:\n"
+        "        piece = os.read(fd, n - len(data))\n"
+        "        if not piece: raise EOFError\n"
+        "        data += piece\n"
+        "    return data\n"
+        "def message(fd):\n"
+        "    head = read(fd, 3)\n"
+        "    return head[:1], read(fd, int.from_bytes(head[1:], 'big'))\n"
+        "if os.fork() == 0:\n"
+        "    os.close(r); os.dup2(w, result); os.close(w); os.dup2(cr, source)\n"
+        "else:\n"
+        "    os.close(w)\n"
+        "    kind, ready = message(r)\n"
+        "    os.write(result, b'R\\x00\\x10' + ready)\n"
+        "    read(source, int.from_bytes(read(source, 8), 'big'))\n"
+        "    os.write(cw, own)\n"
+        "    kind, proof = message(r)\n"
+        "    os.write(result, kind + b'\\x00\\x10' + proof)\n"
+        "    os._exit(0)\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_program_can_not_put_other_pipes_in_the_place_of_its_checkers(
+    sandbox: Sandbox, name: str
+) -> None:
+    outcome = sandbox.run(WRONG + EXCHANGES[name], QUICK, check=CHECK)
+    assert not outcome.passed, outcome
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        "import logging\ndef frames(): return [logging.currentframe()]\n",
+        "import traceback\ndef frames(): return [f for f, _ in traceback.walk_stack(None)]\n",
+    ],
+)
+def test_library_hands_out_no_frames_of_the_check(sandbox: Sandbox, look: str) -> None:
+    program = look + (
+        "def add(a, b):\n"
+        "    for frame in frames():\n"
+        "        while frame and frame.f_code.co_filename != '<check>': frame = frame.f_back\n"
+        "        if frame: frame.f_builtins['__compare__'] = lambda *a: True\n"
+        "    return 0\n"
+    )
+    assert not sandbox.run(program, QUICK, check=CHECK).passed
+
+
+def test_check_whose_comparison_was_exchanged_does_not_pass(sandbox: Sandbox) -> None:
+    program = (
+        "def generate():\n"
+        "    while True:\n"
+        "        frame = kept\n"
+        "        while frame.f_code.co_filename != '<check>': frame = frame.f_back\n"
+        "        frame.f_builtins['__compare__'] = lambda *a: True\n"
+        "        yield 0\n"
+        "generator = generate()\n"
+        "kept = generator.gi_frame\n"
+        "def add(a, b): return next(generator)\n"
+    )
+    assert not sandbox.run(program, QUICK, check=CHECK).passed
+
+
+def test_program_that_logs_and_prints_its_stack_passes(sandbox: Sandbox) -> None:
+    program = (
+        "import logging, traceback\n"
+        "def add(a, b):\n"
+        "    logging.warning('adding %s', a)\n"
+        "    traceback.print_stack()\n"
+        "    return a + b\n"
+    )
+    assert sandbox.run(program, QUICK, check=CHECK).passed
+
+
 @pytest.mark.parametrize(
     "name", ["prints_passed", "patches_builtins", "patches_the_assert_helpers", "finalizers"]
 )
@@ -270,10 +360,10 @@ def test_native_code_from_tmp_is_tampering(sandbox: Sandbox) -> None:
 def test_frames_and_tracebacks_lead_to_no_secret(sandbox: Sandbox) -> None:
     """No frame's names, seen from the check's calls, hold bytes like the secrets.
 
-    Frames are asked for through a door that the audit hook leaves to the library.
+    The frames are reached through a door that no audit hook guards: a generator's own, kept.
     """
     program = """
-import logging, sys
+import sys
 
 def reachable(value, depth=0, seen=None):
     seen = set() if seen is None else seen
@@ -298,9 +388,16 @@ def reachable(value, depth=0, seen=None):
     for one in inner:
         yield from reachable(one, depth + 1, seen)
 
+def look():
+    while True:
+        yield list(reachable(kept))
+
+looking = look()
+kept = looking.gi_frame
+
 def add(a, b):
     sys.setrecursionlimit(10000)
-    everything = list(reachable(logging.currentframe()))
+    everything = next(looking)
     secrets = {one for one in everything if type(one) is bytes and len(one) == 16}
     print(len(everything) > 1000, secrets - {b"MALLOC_ARENA_MAX"})
     functions = {one.__name__ for one in everything if type(one) is type(add)}

