@@ -5,6 +5,7 @@
     │   └── PromptTooLongError   more tokens than the context window holds
     ├── NotFoundError            unknown model or session
     ├── ConflictError            session exists, is busy, or was changed meanwhile
+    │   └── SessionElsewhereError    another server has the session's lock
     ├── OverloadedError          the waiting queue is full; try again later
     ├── UnavailableError         not ready, draining, or the engine stopped
     ├── ModelError               a checkpoint that cannot be fetched, verified, read or served
@@ -54,6 +55,10 @@ class ConflictError(PonderError):
     def __init__(self, param: str, message: str) -> None:
         super().__init__(message)
         self.param = param
+
+
+class SessionElsewhereError(ConflictError):
+    """Another server of the same store has the session's lock."""
 
 
 class OverloadedError(PonderError):

@@ -25,7 +25,7 @@ from ponderttt.sessions.names import (
     qualified_name,
 )
 from ponderttt.sessions.session import Session
-from server.keys import ApiKey
+from server.keys import ApiKey, session_name
 from server.request_log import RequestRecord
 from server.schemas.ttt import TTTOptions
 from server.settings import Settings
@@ -64,13 +64,12 @@ class Caller:
             NotFoundError: no session of theirs can have this name.
         """
         self.record.session = name
-        if KEY_SEPARATOR not in name:
-            return qualified_name(self.key_id, name)
-        if self.is_admin:
-            return name.removeprefix(KEY_SEPARATOR)
-        raise NotFoundError(
-            "session", f"session {name!r} does not exist; create it with POST /v1/sessions"
-        )
+        found = session_name(self.key, name)
+        if found is None:
+            raise NotFoundError(
+                "session", f"session {name!r} does not exist; create it with POST /v1/sessions"
+            )
+        return found
 
     def params(self, options: TTTOptions | None) -> TTTParams | None:
         """What a completion asks of test-time training, in the engine's words.

@@ -20,9 +20,20 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 
 
-def _options_from_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that takes keyword arguments one option per setting."""
-    parameters = [
+def options_from(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command that takes keyword arguments one option per setting of a kind."""
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = _parameters(kind)
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {each.name: each.annotation for each in parameters}
+        return command
+
+    return give
+
+
+def _parameters(kind: type[Settings]) -> list[inspect.Parameter]:
+    return [
         inspect.Parameter(
             "context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
         ),
@@ -40,11 +51,8 @@ def _options_from_settings(command: Callable[..., None]) -> Callable[..., None]:
                 ),
             ],
         ),
-        *(_parameter(name, field) for name, field in Settings.model_fields.items()),
+        *(_parameter(name, field) for name, field in kind.model_fields.items()),
     ]
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in parameters}
-    return command
 
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
@@ -63,13 +71,16 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     )
 
 
-@_options_from_settings
+def given_options(context: typer.Context, options: dict[str, Any]) -> dict[str, Any]:
+    """What the command line or the environment names: a default must not win over the TOML file."""
+    return {name: value for name, value in options.items() if _is_given(context, name)}
+
+
+@options_from(Settings)
 def serve(context: typer.Context, **options: Any) -> None:
     """Serve a model that learns while it serves, with OpenAI's API."""
     config = options.pop("config")
-    # A default must not win over the TOML file.
-    given = {name: value for name, value in options.items() if _is_given(context, name)}
-    _serve(load_settings(given, config))
+    _serve(load_settings(given_options(context, options), config))
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -107,6 +118,9 @@ def _serve(settings: Settings) -> None:
             # Ours has more to say, see `RequestLog`.
             access_log=False,
             lifespan="on",
+            # The same whether or not Ray Serve has brought others.
+            http="h11",
+            loop="asyncio",
             ws="none",
             timeout_graceful_shutdown=5,
         )

@@ -61,6 +61,8 @@ def _store(settings: Settings) -> StoreConfig | None:
         ram_sessions=settings.ram_sessions,
         idle_seconds=settings.session_idle_seconds,
         ttl=settings.session_ttl,
+        lease_seconds=settings.session_lease_seconds,
+        hand_over_seconds=settings.hand_over_seconds,
     )
 
 

@@ -27,6 +27,7 @@ from ponderttt.errors import (
     PolicyFormatError,
     PonderError,
     PromptTooLongError,
+    SessionElsewhereError,
     StoreError,
     UnavailableError,
 )
@@ -53,6 +54,7 @@ TABLE: tuple[tuple[type[PonderError], ErrorKind], ...] = (
     (InvalidRequestError, ErrorKind(400, "invalid_request_error", "invalid_value")),
     (AdapterFormatError, ErrorKind(400, "invalid_request_error", "invalid_adapter")),
     (NotFoundError, ErrorKind(404, "not_found_error", "not_found")),
+    (SessionElsewhereError, ErrorKind(409, "conflict_error", "session_elsewhere")),
     (ConflictError, ErrorKind(409, "conflict_error", "conflict")),
     (DamagedSessionError, ErrorKind(409, "conflict_error", "session_damaged")),
     (OverloadedError, ErrorKind(429, "rate_limit_error", "overloaded")),

@@ -29,7 +29,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ponderttt.errors import InvalidRequestError
-from ponderttt.sessions.names import check_key_id
+from ponderttt.sessions.names import KEY_SEPARATOR, check_key_id, qualified_name
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,6 +65,22 @@ class ApiKey:
     def may(self, scope: Scope) -> bool:
         """Whether the key opens what needs this scope."""
         return scope in self.scopes or "admin" in self.scopes
+
+
+def session_name(key: ApiKey | None, name: str) -> str | None:
+    """The engine's name for the session that a key's owner calls `name`.
+
+    Args:
+        key: None where the server has no keys.
+        name: as in a request.
+    Returns:
+        None where no session that they may see can have this name.
+    """
+    if KEY_SEPARATOR not in name:
+        return qualified_name(key.id if key is not None else None, name)
+    if key is not None and key.may("admin"):
+        return name.removeprefix(KEY_SEPARATOR)
+    return None
 
 
 class _Entry(BaseModel):

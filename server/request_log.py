@@ -7,14 +7,18 @@ import re
 import time
 import uuid
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ponderttt.engine.outputs import DoneEvent
 from ponderttt.errors import InvalidRequestError
 from ponderttt.sessions.names import check_session_id
 from server.errors import error_response
 from server.logs import REQUEST_ID
+
+if TYPE_CHECKING:
+    # The way in of a cluster logs, too, and does without PyTorch.
+    from ponderttt.engine.outputs import DoneEvent
 
 _LOG = logging.getLogger("server.requests")
 _TROUBLE = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from ponderttt.engine.core import EngineCore, EngineStats
 from ponderttt.engine.outputs import DoneEvent, ErrorEvent, Event, TokenEvent
 from ponderttt.engine.request import Request
 from ponderttt.engine.threads import ThreadShare
-from ponderttt.errors import OverloadedError, UnavailableError
+from ponderttt.errors import NotFoundError, OverloadedError, UnavailableError
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -187,13 +187,23 @@ class AsyncEngine:
         sessions = self.core.sessions
         if sessions.is_cold(name):
             # Others may wait for the same session.
-            loaded = await asyncio.shield(asyncio.wrap_future(sessions.fetch(name)))
+            try:
+                loaded = await asyncio.shield(asyncio.wrap_future(sessions.fetch(name)))
+            except NotFoundError:
+                # Another server may have deleted it.
+                await self.call(lambda core: core.sessions.forget_cold(name))
+                raise
             await self.call(lambda core: core.sessions.warm(name, loaded))
 
     async def find(self, name: str) -> None:
         """Have a session known here that another server may have stored meanwhile."""
         if self.core.sessions.is_unknown(name):
             await self.warm(name)
+
+    async def refresh_sessions(self) -> None:
+        """Learn of sessions that other servers of the store have made or deleted."""
+        listing = await asyncio.to_thread(self.core.sessions.listing)
+        await self.call(lambda core: core.sessions.refresh(listing))
 
     async def new_session(self, name: str | None, make: Callable[[EngineCore, str], T]) -> T:
         """Call `make` in the engine's thread with a session id that the store has found free.

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ponderttt.errors import InvalidRequestError
+from ponderttt.sessions.locks import LEASE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,10 @@ class StoreConfig:
         ram_sessions: sessions outside the bank whose weights stay in RAM.
         idle_seconds: after which an unused session is left to the store alone, and to any server.
         ttl: seconds after which an unused session is deleted; None: never.
+        lease_seconds: after which the lock of a server that died is free, on stores other than
+            local disk (there it is free at once).
+        hand_over_seconds: how often to look whether another server asks for a session that is idle
+            here; None: sessions stay until they have been idle for long.
     """
 
     url: str
@@ -28,6 +33,8 @@ class StoreConfig:
     ram_sessions: int = 64
     idle_seconds: float = 600.0
     ttl: float | None = None
+    lease_seconds: float = LEASE_SECONDS
+    hand_over_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if not self.url:
@@ -39,5 +46,9 @@ class StoreConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise InvalidRequestError(name, f"{value} must be finite and at least 0 seconds")
+        for name in ("lease_seconds", "hand_over_seconds"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise InvalidRequestError(name, f"{value} must be finite and above 0 seconds")
         if self.ttl is not None and not (math.isfinite(self.ttl) and self.ttl > 0):
             raise InvalidRequestError("ttl", f"{self.ttl} must be finite and above 0 seconds")

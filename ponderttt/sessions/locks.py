@@ -20,7 +20,7 @@ from typing import Protocol
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from ponderttt.errors import ConflictError, StoreError
+from ponderttt.errors import ConflictError, SessionElsewhereError, StoreError
 from ponderttt.sessions.files import Files, LocalFiles
 
 _LOG = logging.getLogger(__name__)
@@ -38,12 +38,15 @@ class Locks(Protocol):
         """Take a lock; nothing where this process has it.
 
         Raises:
-            ConflictError: another server has it.
+            SessionElsewhereError: another server has it.
             StoreError: the store fails.
         """
 
+    def seen(self, key: str) -> bool:
+        """Whether some server has, or had, this lock: `hold` then tells whether it still has."""
+
     def check(self, key: str) -> None:
-        """Make sure that the lock is still ours; ConflictError where it is not."""
+        """Make sure that the lock is still ours; SessionElsewhereError where it is not."""
 
     def release(self, key: str, *, forget: bool = False) -> None:
         """Give it back; nothing where it is not held. `forget` where the session is no more."""
@@ -78,6 +81,10 @@ class FileLocks:
             except OSError as error:
                 raise StoreError(f"session {key!r} can't be locked: {error}") from error
             self._held[key] = lock
+
+    def seen(self, key: str) -> bool:
+        """See `Locks`."""
+        return (self._directory / key).exists()
 
     def check(self, key: str) -> None:
         """See `Locks`."""
@@ -135,6 +142,10 @@ class Leases:
             raise _taken(key, f" ({holder})")
         with self._guard:
             self._held[key] = until
+
+    def seen(self, key: str) -> bool:
+        """See `Locks`."""
+        return self._files.read(f"{LOCKS}/{key}") is not None
 
     def check(self, key: str) -> None:
         """See `Locks`; a lease that may end while its holder writes is prolonged first."""
@@ -200,14 +211,14 @@ class Leases:
             return "", 0.0
 
 
-def open_locks(files: Files) -> Locks:
-    """The locks that suit a store."""
-    return FileLocks(files) if isinstance(files, LocalFiles) else Leases(files)
+def open_locks(files: Files, lease_seconds: float = LEASE_SECONDS) -> Locks:
+    """The locks that suit a store; those of the operating system have no use for a length."""
+    return FileLocks(files) if isinstance(files, LocalFiles) else Leases(files, lease_seconds)
 
 
-def _taken(key: str, by: str) -> ConflictError:
+def _taken(key: str, by: str) -> SessionElsewhereError:
     name = key.split("~", 1)[0]
-    return ConflictError(
+    return SessionElsewhereError(
         "session",
         f"session {name!r} is in use by another server{by}; send its requests there, or retry when "
         "that server has let go of it",

@@ -23,7 +23,7 @@ from ponderttt.sessions.locks import Locks, open_locks
 from ponderttt.sessions.names import check_session_id, new_session_id, plain_name
 from ponderttt.sessions.record import apply_facts, apply_learning
 from ponderttt.sessions.session import Session
-from ponderttt.sessions.store import Commit, Loaded, SessionStore
+from ponderttt.sessions.store import Commit, Listing, Loaded, SessionStore
 from ponderttt.sessions.vault import StoreStats, Vault
 
 _TRIM_SECONDS = 0.5
@@ -62,7 +62,7 @@ class SessionManager:
         Raises:
             StoreError: it can't be read.
         """
-        locks = open_locks(store.files) if locks is None else locks
+        locks = open_locks(store.files, config.lease_seconds) if locks is None else locks
         self._vault = Vault(store, locks, config, self.state)
         self._config = config
         listing = self._vault.listing()
@@ -306,6 +306,56 @@ class SessionManager:
             )
         return self._config
 
+    # --- other servers of the store -------------------------------------------------------------
+
+    def listing(self) -> Listing | None:
+        """What the store has, for `refresh`; None where there is none. From any thread.
+
+        Raises:
+            StoreError: it can't be read.
+        """
+        return None if self._vault is None else self._vault.listing()
+
+    def refresh(self, listing: Listing | None) -> None:
+        """Learn of sessions that other servers have made, changed and deleted."""
+        if self._vault is None or listing is None:
+            return
+        here = set(self.here())
+        stored = {facts.id for facts, _ in listing.readable}
+        for name in set(self._sessions) - here - stored:
+            self.forget_cold(name)
+        for facts, kept in listing.readable:
+            if facts.id in here or self._vault.is_deleting(facts.id):
+                continue
+            session = self._sessions.get(facts.id)
+            if session is None:
+                session = Session(facts.id, TTTParams(), ephemeral=False, state=None, cold=True)
+                self._add(session)
+            apply_facts(session, facts)
+            session.version, session.kept = facts.version, kept
+        self._unreadable = {
+            name: why for name, why in listing.unreadable.items() if name not in self._sessions
+        }
+
+    def here(self) -> list[str]:
+        """Names of the sessions that this server has the lock of."""
+        return [] if self._vault is None else [s.owner for s in self._vault.tracked]
+
+    def forget_cold(self, name: str) -> None:
+        """A session is not stored any more; nothing where it is in use here."""
+        session = self._sessions.get(name)
+        if session is not None and session.cold and not session.pins:
+            self._remove(session)
+
+    def ask_for(self, name: str) -> None:
+        """Ask the server that has a session to let go of it once it is idle; from any thread."""
+        self._open_vault().ask_for(name)
+
+    def leave(self, name: str) -> None:
+        """Leave a session to the store, once no request uses it; from any thread."""
+        if self._vault is not None:
+            self._vault.leave(name)
+
     # --- weights --------------------------------------------------------------------------------
 
     def state(self, session: Session) -> AdapterState:
@@ -453,6 +503,9 @@ class SessionManager:
         for session in [s for s in here if vault.is_lost(s)]:
             self._put_away(vault, session)
             self.on_reset(session)
+        for session in vault.leaving():
+            if session.pins == 0 and not session.cold and vault.is_clean(session):
+                self._put_away(vault, session)
         idle = sorted(
             (s for s in here if not s.cold and vault.is_clean(s)), key=lambda s: s.last_used
         )

@@ -22,7 +22,8 @@ from ponderttt.errors import (
 )
 from ponderttt.fast_weights.bank import AdapterState
 from ponderttt.sessions.config import StoreConfig
-from ponderttt.sessions.locks import LEASE_SECONDS, FileLocks, Locks
+from ponderttt.sessions.handover import Wishes
+from ponderttt.sessions.locks import FileLocks, Locks
 from ponderttt.sessions.record import Facts, facts_of
 from ponderttt.sessions.session import Session
 from ponderttt.sessions.store import Commit, Listing, Loaded, SessionStore, directory_of
@@ -132,8 +133,12 @@ class Vault:
         self._stats_guard = threading.Lock()
         self._next_tick = 0.0
         self._closing = threading.Event()
+        self._wishes = Wishes(store.files)
+        self._leaving: set[str] = set()  # to be left to others once no request uses them
         if not isinstance(locks, FileLocks):
-            threading.Thread(target=self._renew, name="session-leases", daemon=True).start()
+            self._repeat("session-leases", config.lease_seconds / 6, locks.renew)
+        if config.hand_over_seconds is not None:
+            self._repeat("session-wishes", config.hand_over_seconds, self._hear_wishes)
 
     @property
     def url(self) -> str:
@@ -185,9 +190,12 @@ class Vault:
         try:
             if name in self._deletions:
                 raise NotFoundError("session", f"session {name!r} has been deleted")
-            if not self._store.exists(name):
+            # One that another server has just made may be locked, and not stored yet.
+            if not self._store.exists(name) and not self._locks.seen(directory_of(name)):
                 self._store.peek(name)  # says so, before a lock is made
             self.claim(name)
+            if self._config.hand_over_seconds is not None:
+                self._wishes.fulfilled(directory_of(name))
             loaded = self._store.load(name)
             if not self._is_registered(name, ticket):
                 raise NotFoundError("session", f"session {name!r} was deleted while it was read")
@@ -243,6 +251,14 @@ class Vault:
         with self._lock_guard:
             self._locks.hold(directory_of(name))
 
+    def ask_for(self, name: str) -> None:
+        """Ask the server that has a session to let go of it once it is idle there."""
+        self._wishes.ask_for(directory_of(name))
+
+    def leave(self, name: str) -> None:
+        """Leave a session to the store, and to any server, once no request uses it."""
+        self._leaving.add(name)
+
     def read_version(self, name: str, version: int) -> Loaded:
         """A kept version of a session."""
         return self._store.load(name, version)
@@ -287,6 +303,7 @@ class Vault:
     def put_away(self, session: Session) -> None:
         """Leave a session to the store and to whichever server asks next."""
         del self._tracked[session.owner]
+        self._leaving.discard(session.owner)
         self._count(put_away=1)
         self._writers.submit(self._let_go, session.owner)
 
@@ -294,10 +311,25 @@ class Vault:
         """Whether another server has taken the session."""
         return self._tracked[session.owner].lost
 
+    def leaving(self) -> list[Session]:
+        """Sessions here that are to be left; what they have yet to save is due now."""
+        self._leaving.intersection_update(set(self._tracked))
+        found = [self._tracked[name] for name in self._leaving]
+        for tracked in found:
+            if tracked.dirty_since is not None:
+                tracked.dirty_since = min(
+                    tracked.dirty_since, time.monotonic() - self._config.write_delay
+                )
+        return [tracked.session for tracked in found]
+
     @property
     def tracked(self) -> list[Session]:
         """The sessions that are here."""
         return [tracked.session for tracked in self._tracked.values()]
+
+    def is_deleting(self, name: str) -> bool:
+        """Whether a session is being deleted here."""
+        return name in self._deletions
 
     # --- writing --------------------------------------------------------------------------------
 
@@ -470,6 +502,7 @@ class Vault:
             deletion is then tried again until it succeeds.
         """
         tracked = self._tracked.pop(name, None)
+        self._leaving.discard(name)
         job = tracked.job if tracked is not None else None
         # What was read before must not bring it back.
         self.forget_fetch(name)
@@ -538,12 +571,22 @@ class Vault:
                 if name not in self._tracked:
                     self._writers.submit(self._let_go, name)
 
-    def _renew(self) -> None:
-        while not self._closing.wait(LEASE_SECONDS / 6):
-            try:
-                self._locks.renew()
-            except PonderError as error:
-                _LOG.warning("the leases of sessions are not renewed: %s", error)
+    def _hear_wishes(self) -> None:
+        names = {directory_of(name): name for name in list(self._tracked)}
+        for key in self._wishes.among(names):
+            self.leave(names[key])
+
+    def _repeat(self, name: str, seconds: float, job: Callable[[], None]) -> None:
+        """Do something with the store every few seconds, in a thread of its own, until the end."""
+
+        def run() -> None:
+            while not self._closing.wait(seconds):
+                try:
+                    job()
+                except PonderError as error:
+                    _LOG.warning("%s: %s", name, error)
+
+        threading.Thread(target=run, name=name, daemon=True).start()
 
     def _count(self, **added: float) -> None:
         with self._stats_guard:

@@ -112,6 +112,8 @@ def live_server(directory: Path, **options: Any) -> Iterator[Live]:
         create_app(engine, settings),
         log_level="error",
         lifespan="on",
+        http="h11",
+        loop="asyncio",
         ws="none",
         timeout_graceful_shutdown=5,
     )

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,42 @@ def test_two_servers_of_one_store_never_share_a_session(
         version = saved(other, mine)["version"]
         assert durable.http.get(f"/v1/sessions/{mine}").status_code == 409
     assert durable.session(mine)["version"] == version
+
+
+@pytest.mark.parametrize("kind", ["file", "lease"])
+def test_two_servers_of_one_store_never_write_versions_in_turns(
+    tiny_llama_dir: Path, place: Path, kind: str
+) -> None:
+    url = str(place) if kind == "file" else f"memory://{place.parent.name}-{os.getpid()}"
+    options = {"sessions": url, "session_write_delay": 0.0, "session_idle_seconds": 0.5}
+    with (
+        live_server(tiny_llama_dir, **options) as one,
+        live_server(tiny_llama_dir, **options) as other,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        name = one.new_session(gate="fixed", chunk_size=64)
+
+        def teach(live: Live, part: int) -> httpx.Response:
+            text = TEXT[500 * part : 500 * (part + 1)]
+            return live.http.post(
+                f"/v1/sessions/{name}/adapt", json={"documents": [{"text": text}]}
+            )
+
+        versions = []
+        for part in range(8):
+            mine = pool.submit(teach, one, part)
+            theirs = pool.submit(teach, other, part)
+            assert error(theirs.result())["code"] == "session_elsewhere"
+            assert theirs.result().status_code == 409
+            versions.append(mine.result().raise_for_status().json()["version_after"])
+        until = time.monotonic() + 20
+        while (answer := teach(other, 8)).status_code == 409:  # until it has been idle for long
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        versions.append(answer.json()["version_after"])
+        assert teach(one, 9).status_code == 409
+        versions.append(teach(other, 9).raise_for_status().json()["version_after"])
+    assert versions == sorted(set(versions))
 
 
 def test_store_that_can_not_be_written_is_reported_and_requests_go_on(

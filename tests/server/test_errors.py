@@ -14,6 +14,7 @@ from ponderttt.errors import (
     PolicyFormatError,
     PonderError,
     PromptTooLongError,
+    SessionElsewhereError,
     StoreError,
     UnavailableError,
 )
@@ -24,6 +25,7 @@ STATUSES: dict[PonderError, int] = {
     PromptTooLongError("a", "b"): 413,
     NotFoundError("a", "b"): 404,
     ConflictError("a", "b"): 409,
+    SessionElsewhereError("a", "b"): 409,
     OverloadedError("b", retry_after=2.2): 429,
     UnavailableError("b"): 503,
     ModelError("b"): 500,
