@@ -39,9 +39,7 @@ class ClusterSettings(Settings):
     replica_gpus: float = setting(
         "Cluster", 0.0, "GPUs that Ray reserves for a replica, with --device cuda.", ge=0
     )
-    ingresses: int = setting(
-        "Cluster", 1, "Processes that find each request's replica; a core carries one.", ge=1
-    )
+    ingresses: int = setting("Cluster", 1, "Processes that find each request's replica.", ge=1)
     ray_address: str | None = setting(
         "Cluster",
         None,
