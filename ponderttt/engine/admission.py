@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from ponderttt.adaptation.chunking import chunk_spans
 from ponderttt.adaptation.params import GateName, TTTParams
+from ponderttt.engine.arrivals import Arrivals
 from ponderttt.engine.config import EngineConfig
 from ponderttt.engine.detokenizer import IncrementalDetokenizer
 from ponderttt.engine.outputs import Event
@@ -26,6 +27,10 @@ from ponderttt.errors import (
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.tokenizer import Tokenizer
 from ponderttt.sessions.manager import SessionManager
+
+# Requests from the queue's head on whose sessions are read from the store at one time, at most:
+# what has come is in RAM until its request begins.
+_READ_AHEAD = 8
 
 
 class Admission:
@@ -63,6 +68,7 @@ class Admission:
         # Apart, so that no completion waits behind a document that takes minutes.
         self._completions = FairQueue()
         self._adapts = FairQueue()
+        self._arrivals = Arrivals(sessions)
         self.kv_reserved = 0
         self._kv_adapting = 0  # the adapt requests' part of it
 
@@ -193,6 +199,7 @@ class Admission:
         if group not in queue:
             return False
         queue.remove(group)
+        self._arrivals.forget(group.session)
         return True
 
     def overdue(self) -> list[tuple[Group, OverloadedError]]:
@@ -203,7 +210,7 @@ class Admission:
         then = time.monotonic() - limit
         late = [*self._completions.older_than(then), *self._adapts.older_than(then)]
         for group in late:
-            self._queue(group).remove(group)
+            self.forget(group)
         message = f"the request has waited {limit:g} s, which is the limit; retry later"
         return [(group, OverloadedError(message)) for group in late]
 
@@ -216,15 +223,32 @@ class Admission:
                 adapting += 1
             elif not group.background:
                 places -= max(len(group.sequences), _sequences(group.request))
-        if (head := self._completions.head) is not None and _sequences(head.request) <= places:
+        head = self._first_at_hand(self._completions)
+        if head is not None and _sequences(head.request) <= places:
             return head
-        return self._adapts.head if adapting < self._config.max_adapting else None
+        return self._first_at_hand(self._adapts) if adapting < self._config.max_adapting else None
+
+    def _first_at_hand(self, queue: FairQueue) -> Group | None:
+        """Whose turn it is, of those whose session need not be read from the store first."""
+        head = queue.head
+        if head is None or not self._arrivals.is_awaited(head.session):
+            return head
+        for place, group in enumerate(queue):
+            if not self._arrivals.is_awaited(group.session, send_for=place < _READ_AHEAD):
+                return group
+        return None
+
+    @property
+    def awaits_sessions(self) -> bool:
+        """Whether sessions that requests wait for are on their way from the store."""
+        return bool(self._arrivals)
 
     def admit(self, group: Group) -> bool:
         """Start the request that `next` has named; False where memory or slots are in use.
 
         Raises:
             NotFoundError: its session was deleted while it waited.
+            DamagedSessionError, ConflictError, StoreError: its session can't be read.
         """
         if group.session is not None and not group.session.ephemeral:
             self._check_session_lives(group)
@@ -233,7 +257,9 @@ class Admission:
             return False
         if group.session is None and self._needs_weights(group):
             group.session = self._sessions.create_ephemeral(group.id)
-        if group.session is not None and not self._sessions.acquire(group.session):
+        if group.session is not None and not (
+            self._arrivals.take_in(group.session) and self._sessions.acquire(group.session)
+        ):
             return False
         self._queue(group).take(group)
         try:
@@ -257,10 +283,8 @@ class Admission:
         session = group.session
         if session is None or session.ephemeral:
             return
-        if (
-            session.owner not in self._sessions.names()
-            or self._sessions.get(session.owner) is not session
-        ):
+        if not self._sessions.has(session):
+            self._arrivals.forget(session)
             group.session = None
             raise NotFoundError("ttt.session", f"session {session.id!r} was deleted meanwhile")
 

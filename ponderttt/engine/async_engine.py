@@ -205,6 +205,20 @@ class AsyncEngine:
         listing = await asyncio.to_thread(self.core.sessions.listing)
         await self.call(lambda core: core.sessions.refresh(listing))
 
+    async def delete_session(self, name: str) -> None:
+        """Delete a session and all that is stored of it. See `EngineCore.delete_session`."""
+        await self.find(name)
+        sessions = self.core.sessions
+        if name not in sessions.unreadable():
+            sessions.get(name)
+        await asyncio.to_thread(sessions.claim_to_delete, name)
+        try:
+            deleted = await self.call(lambda core: core.delete_session(name))
+        finally:
+            await asyncio.to_thread(sessions.end_claim, name)
+        if deleted is not None:
+            await asyncio.shield(asyncio.wrap_future(deleted))
+
     async def new_session(self, name: str | None, make: Callable[[EngineCore, str], T]) -> T:
         """Call `make` in the engine's thread with a session id that the store has found free.
 
@@ -270,7 +284,7 @@ class AsyncEngine:
                 self._idle = not self.core.has_requests
                 # `stop` may have set the event just before it was cleared above.
                 if not (worked or self._inbox or self._stopping):
-                    self._wake.wait(self.core.sessions.next_due())
+                    self._wake.wait(self.core.next_due())
         except BaseException as error:
             _LOG.exception("the engine has failed")
             self.failure = error

@@ -41,7 +41,7 @@ from ponderttt.engine.report import ttt_report
 from ponderttt.engine.request import Request, Tenant
 from ponderttt.engine.scheduler import Plan, PrefillPlan, Scheduler
 from ponderttt.engine.sequence import Group, Sequence, Status
-from ponderttt.errors import NotFoundError
+from ponderttt.errors import PonderError
 from ponderttt.fast_weights.bank import AdapterBank
 from ponderttt.fast_weights.layout import AdapterLayout
 from ponderttt.fast_weights.peft_format import export_adapter
@@ -56,6 +56,9 @@ from ponderttt.sessions.store import SessionStore
 from ponderttt.sessions.vault import StoreStats
 
 _LOG = logging.getLogger(__name__)
+
+# How often to look whether a session has come from the store.
+_LOOK_SECONDS = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +340,13 @@ class EngineCore:
         """Whether anybody waits for an answer (background learning not counted)."""
         return bool(self._admission.waiting) or any(not g.background for g in self._running)
 
+    def next_due(self) -> float | None:
+        """Seconds after which `step` is to be called though nothing has come; None: never."""
+        due = self.sessions.next_due()
+        if self._admission.awaits_sessions:
+            return _LOOK_SECONDS if due is None else min(due, _LOOK_SECONDS)
+        return due
+
     def stats(self) -> EngineStats:
         """Counts of this moment."""
         interactive = [g for g in self._running if not g.background]
@@ -456,8 +466,8 @@ class EngineCore:
             try:
                 if not self._admission.admit(candidate):
                     return
-            except Exception as error:  # its session was deleted, or there is no memory for it
-                if not isinstance(error, NotFoundError):
+            except Exception as error:  # its session can't be had, or there is no memory for it
+                if not isinstance(error, PonderError):
                     _LOG.exception("request %s cannot start", candidate.id)
                 self._refuse(candidate, error)
                 continue

@@ -181,6 +181,28 @@ class SessionManager:
             f"session {plain_name(name)!r} does not exist; create it with POST /v1/sessions",
         )
 
+    def has(self, session: Session) -> bool:
+        """Whether this very session exists still; from any thread."""
+        return self._sessions.get(session.owner) is session
+
+    def claim_to_delete(self, name: str) -> None:
+        """Make sure that no other server uses a session; for any thread but `delete`'s.
+
+        It does so by itself, but then the engine's thread waits for the store. End it with
+        `end_claim`.
+
+        Raises:
+            ConflictError: another server has it.
+            StoreError: the store fails.
+        """
+        if self._vault is not None:
+            self._vault.claim_to_delete(name)
+
+    def end_claim(self, name: str) -> None:
+        """What was claimed has been deleted, or stays; for any thread."""
+        if self._vault is not None:
+            self._vault.end_claim(name)
+
     def delete(self, name: str) -> Future[None] | None:
         """Forget a session and its fast weights, and delete what is stored of it.
 
@@ -196,7 +218,7 @@ class SessionManager:
             raise ConflictError(
                 "session", f"session {plain_name(name)!r} is in use by {session.pins} requests"
             )
-        if self._vault is not None:
+        if self._vault is not None and not self._vault.has_claim(name):
             self._vault.claim(name)
         self._unreadable.pop(name, None)
         if session is not None:
@@ -401,6 +423,10 @@ class SessionManager:
             self.get(name)
             raise NotFoundError("session", f"session {name!r} is not stored")
         return self._vault.fetch(name)
+
+    def has_fetched(self, name: str, loaded: Loaded) -> bool:
+        """Whether `warm` can take this in: nothing was deleted or used since; from any thread."""
+        return self._vault is not None and self._vault.has_fetched(name, loaded)
 
     def warm(self, name: str, loaded: Loaded | None = None) -> Session:
         """Take in a cold session; nothing where it is here already.

@@ -41,6 +41,8 @@ _FETCH_SECONDS = 30.0
 #: `last_used` is written where it has moved by so many seconds.
 _USED_STEP = 60.0
 
+_DELETED_MEANWHILE = "session {!r} was deleted while it was read"
+
 
 @dataclass(slots=True)
 class StoreStats:
@@ -127,6 +129,7 @@ class Vault:
         self._fetches: dict[str, tuple[Future[Loaded], float, object]] = {}
         self._fetch_guard = threading.Lock()
         self._deletions: dict[str, tuple[Future[None], float]] = {}
+        self._claims: set[str] = set()  # names whose lock is wanted for a deletion
         self._reserved: dict[str, Future[None]] = {}  # names about to be used, once they are free
         self._lock_guard = threading.Lock()  # one lock is taken or given back at a time
         self._stats = StoreStats()
@@ -198,14 +201,22 @@ class Vault:
                 self._wishes.fulfilled(directory_of(name))
             loaded = self._store.load(name)
             if not self._is_registered(name, ticket):
-                raise NotFoundError("session", f"session {name!r} was deleted while it was read")
+                raise NotFoundError("session", _DELETED_MEANWHILE.format(name))
         except BaseException as error:
-            if self._is_registered(name, ticket):
+            deleted = not self._is_registered(name, ticket)
+            if not deleted:
                 self.forget_fetch(name)
             self._let_go(name)
             if isinstance(error, StoreError):
                 self._count(failures=1)
+            if deleted and isinstance(error, DamagedSessionError):
+                # What could not be read is not there any more.
+                raise NotFoundError("session", _DELETED_MEANWHILE.format(name)) from error
             raise
+        with self._fetch_guard:
+            # It is kept for a while from now on, however long reading has taken.
+            if (found := self._fetches.get(name)) is not None and found[2] is ticket:
+                self._fetches[name] = found[0], time.monotonic(), ticket
         seconds = time.perf_counter() - begun
         self._count(loads=1, load_seconds=seconds, recoveries=int(bool(loaded.damaged)))
         return loaded
@@ -245,6 +256,29 @@ class Vault:
         self.claim(name)
         if self._store.exists(name):
             raise ConflictError("id", f"session {name!r} exists already; choose another id")
+
+    def claim_to_delete(self, name: str) -> None:
+        """Take a session's lock so that `delete` need not wait for the store.
+
+        Raises:
+            ConflictError: another server has it.
+            StoreError: the store fails.
+        """
+        self._claims.add(name)
+        try:
+            self.claim(name)
+        except BaseException:
+            self._claims.discard(name)
+            raise
+
+    def end_claim(self, name: str) -> None:
+        """The deletion has begun, or comes to nothing."""
+        self._claims.discard(name)
+        self._let_go(name)
+
+    def has_claim(self, name: str) -> bool:
+        """Whether the session's lock is ours for as long as the engine's thread says."""
+        return name in self._tracked or name in self._claims
 
     def claim(self, name: str) -> None:
         """Take a session's lock; ConflictError where another server has it."""
@@ -535,6 +569,7 @@ class Vault:
             error = future.exception()
             if error is None or isinstance(error, ConflictError | NotFoundError):
                 del self._deletions[name]
+                self._writers.submit(self._let_go, name, forget=error is None)
             elif now - since > 1.0:
                 _LOG.warning("session %s is not deleted yet: %s", name, error)
                 self._count(failures=1)
@@ -556,7 +591,7 @@ class Vault:
     def _let_go(self, name: str, *, forget: bool = False) -> None:
         """Give a lock back unless somebody wants it."""
         with self._lock_guard:
-            uses = (self._tracked, self._fetches, self._reserved, self._deletions)
+            uses = (self._tracked, self._fetches, self._reserved, self._deletions, self._claims)
             if any(name in names for names in uses):
                 return
             try:

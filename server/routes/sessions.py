@@ -13,6 +13,7 @@ from fastapi.responses import FileResponse
 from starlette.background import BackgroundTask
 
 from ponderttt.engine.core import EngineCore
+from ponderttt.fast_weights.peft_format import export_adapter
 from server.caller import CallerDep
 from server.context import ContextDep
 from server.routes.common import ERRORS, StrictRoute, json_response, own_field_names
@@ -77,10 +78,7 @@ async def retrieve_session(
 async def delete_session(session_id: str, context: ContextDep, caller: CallerDep) -> SessionDeleted:
     """Delete a session and all that is stored of it; 409 while a request uses it."""
     name = caller.session(session_id)
-    await context.engine.find(name)
-    deleted = await context.engine.call(lambda core: core.delete_session(name))
-    if deleted is not None:
-        await asyncio.shield(asyncio.wrap_future(deleted))
+    await context.engine.delete_session(name)
     return SessionDeleted(id=session_id)
 
 
@@ -142,7 +140,12 @@ async def download_adapter(session_id: str, context: ContextDep, caller: CallerD
     directory = tempfile.TemporaryDirectory(prefix="ponderttt-")
     try:
         files = Path(directory.name) / "adapter"
-        await context.engine.call(lambda core: core.export_adapter(name, files))
+        weights = await context.engine.call(
+            lambda core: core.sessions.state(core.sessions.get(name)).weights
+        )
+        core = context.engine.core
+        # Files take their time; the engine does not wait for them.
+        await asyncio.to_thread(export_adapter, core.bank.layout, weights, files, core.model_name)
         archive = Path(directory.name) / "adapter.zip"
         await asyncio.to_thread(_zip, files, archive)
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from ponderttt.adaptation.params import TTTParams
 from ponderttt.engine.config import EngineConfig
 from ponderttt.engine.core import EngineCore
 from ponderttt.engine.engine import Engine
+from ponderttt.engine.outputs import DoneEvent
 from ponderttt.engine.request import AdaptRequest, GenerateRequest
-from ponderttt.errors import ConflictError, StoreError
+from ponderttt.errors import ConflictError, NotFoundError, StoreError
 from ponderttt.fast_weights.layout import LoRAConfig
 from ponderttt.sessions.config import StoreConfig
 from tests.ponderttt.engine import harness
@@ -143,3 +145,68 @@ def test_request_of_a_session_whose_store_fails_ends_with_the_error_and_others_g
     assert good.tokens
     monkeypatch.undo()
     assert harness.adapt(core, prompt, ttt=TTT).report.version_after >= 0
+
+
+@pytest.fixture
+def slow(
+    tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[EngineCore, threading.Event]:
+    """An engine whose session is in the store alone, which waits for an event to give it."""
+    core = make_core(tiny_llama_dir, str(tmp_path))
+    core.sessions.flush()
+    core.sessions._put_away(core.sessions._open_vault(), core.sessions.get("s"))
+    files, come = core.sessions._open_vault()._store.files, threading.Event()
+    read = files.read
+
+    def wait(path: str) -> bytes | None:
+        come.wait(10)
+        return read(path)
+
+    monkeypatch.setattr(files, "read", wait)
+    return core, come
+
+
+def test_slow_store_holds_up_those_who_need_it_and_nobody_else(
+    tiny_llama_dir: Path, slow: tuple[EngineCore, threading.Event]
+) -> None:
+    core, come = slow
+    prompt = harness.text(tiny_llama_dir, 0, 64)
+    off = TTTParams(session="s", gate="off")
+    waiting = [
+        harness.submit(core, request)
+        for request in (
+            GenerateRequest(prompt, harness.GREEDY, off),
+            AdaptRequest((prompt,), TTT),
+            GenerateRequest(prompt, harness.GREEDY, off),
+        )
+    ]
+    other = harness.submit(core, GenerateRequest(prompt, harness.GREEDY))
+    harness.step_until(core, lambda: other.reasons)
+    harness.step_until(core, lambda: isinstance(other.events[-1], DoneEvent))
+    assert [each.events for each in waiting] == [[], [], []]
+    assert core.next_due() is not None
+    come.set()
+    harness.drain(core)
+    assert [each.done.prompt_tokens for each in waiting] == [64] * 3
+    assert core.stats().store.loads == 1  # type: ignore[union-attr]
+    assert not core._admission.awaits_sessions
+
+
+def test_session_that_nobody_waits_for_any_more_is_let_go(
+    tiny_llama_dir: Path, slow: tuple[EngineCore, threading.Event]
+) -> None:
+    core, come = slow
+    prompt = harness.text(tiny_llama_dir, 0, 64)
+    request = GenerateRequest(prompt, harness.GREEDY, TTT)
+    harness.submit(core, request)
+    core.step()
+    assert core._admission.awaits_sessions
+    core.abort(request.request_id)
+    assert not core._admission.awaits_sessions
+    deleted = harness.submit(core, GenerateRequest(prompt, harness.GREEDY, TTT))
+    core.step()
+    core.delete_session("s")
+    core.step()
+    assert isinstance(deleted.error, NotFoundError)
+    assert not core._admission.awaits_sessions
+    come.set()

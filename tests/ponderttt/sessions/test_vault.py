@@ -705,10 +705,54 @@ def test_session_deleted_while_it_is_read_leaves_no_lock(faulty: Place) -> None:
     deleted = server.sessions.delete("repo")
     assert deleted is not None
     deleted.result()
-    with pytest.raises((NotFoundError, DamagedSessionError)):
+    with pytest.raises(NotFoundError):
         reading.result()
     server.tick_until(lambda: not server.sessions._open_vault()._deletions)
     assert server.sessions._open_vault()._locks.held() == []
+
+
+def test_claimed_session_is_deleted_without_waiting_for_the_store(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = place.start()
+    server.sessions.create("repo", TTTParams())
+    server.sessions.close()
+    server = place.start()
+    server.sessions.claim_to_delete("repo")
+    here = threading.get_ident()
+    waited: list[str] = []
+
+    def watched(name: str, method: Callable[..., object]) -> Callable[..., object]:
+        def call(*args: object) -> object:
+            if threading.get_ident() == here:
+                waited.append(name)
+            return method(*args)
+
+        return call
+
+    files = server.files
+    for name in ("read", "names", "write", "replace", "create", "remove"):
+        monkeypatch.setattr(files, name, watched(name, getattr(files, name)))
+    deleted = server.sessions.delete("repo")
+    assert waited == []
+    server.sessions.end_claim("repo")
+    assert deleted is not None
+    deleted.result()
+    assert not server.sessions._open_vault()._store.exists("repo")
+    server.tick_until(lambda: server.sessions._open_vault()._locks.held() == [])
+
+
+def test_claim_that_comes_to_nothing_leaves_the_session_to_others(place: Place) -> None:
+    server = place.start()
+    server.sessions.create("repo", TTTParams())
+    server.sessions.close()
+    server = place.start()
+    server.sessions.claim_to_delete("repo")
+    other = place.start()
+    with pytest.raises(ConflictError):
+        other.sessions.claim_to_delete("repo")
+    server.sessions.end_claim("repo")
+    assert other.sessions.warm("repo").version == 0
 
 
 def test_snapshot_is_stored_even_where_the_session_learns_on_at_once(place: Place) -> None:
