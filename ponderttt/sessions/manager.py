@@ -66,6 +66,7 @@ class SessionManager:
         self._vault = Vault(store, locks, config, self.state)
         self._config = config
         listing = self._vault.listing()
+        self._vault.finish_deletions(listing.deleted)
         self._unreadable.update(listing.unreadable)
         for facts, kept in listing.readable:
             session = Session(facts.id, TTTParams(), ephemeral=False, state=None, cold=True)

@@ -9,8 +9,8 @@
 A version is there once its `session.json` is; it names the other files with their SHA-256. What
 changes without a new version (the ledger, when a chunk is skipped) replaces `session.json` alone.
 So a crash at any instant leaves the last commit, and the newest version that verifies is the
-current one. Before a session is deleted it is marked; a deletion that was cut short is finished
-when the store is next opened.
+current one. Before a session is deleted it is marked, and is gone from then on; a deletion that was
+cut short is finished by whoever opens the store next.
 
 The store itself keeps no state; who calls it holds the session's lock (see `locks.py`).
 """
@@ -77,10 +77,12 @@ class Listing:
     Args:
         readable: facts and kept versions of those that can be read, oldest first.
         unreadable: what is wrong with the others, by id.
+        deleted: ids of those whose deletion was cut short, or is under way.
     """
 
     readable: list[tuple[Facts, tuple[int, ...]]] = field(default_factory=list)
     unreadable: dict[str, str] = field(default_factory=dict)
+    deleted: list[str] = field(default_factory=list)
 
 
 class SessionStore:
@@ -98,21 +100,21 @@ class SessionStore:
         self._keep = keep
 
     def listing(self) -> Listing:
-        """All sessions, without their tensors; finishes deletions that were cut short."""
+        """All sessions, without their tensors."""
         listing = Listing()
         for directory in self.files.names():
             name = _name_of(directory)
             if name is None:
                 continue
             try:
-                if _DELETED in self.files.names(directory):
-                    self.delete(name)
+                if self.is_marked(name):
+                    listing.deleted.append(name)
                     continue
                 listing.readable.append(self._usable(name))
             except NotFoundError:
                 continue  # its first commit was cut short
             except (DamagedSessionError, StoreError) as error:
-                # One that can't be read, or deleted to the end, keeps none of the others away.
+                # One that can't be read keeps none of the others away.
                 listing.unreadable[name] = str(error)
         listing.readable.sort(key=lambda each: each[0].created)
         return listing
@@ -213,6 +215,10 @@ class SessionStore:
                 self.files.remove(_version_dir(facts.id, facts.version))
         except StoreError as error:
             _LOG.debug("%s is not cleared away: %s", _version_dir(facts.id, facts.version), error)
+
+    def is_marked(self, name: str) -> bool:
+        """Whether a deletion of the session has begun and not ended."""
+        return _DELETED in self.files.names(directory_of(name))
 
     def delete(self, name: str) -> None:
         """Delete a session with all its versions; nothing where it does not exist."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ponderttt.errors import (
     ConflictError,
@@ -128,7 +129,8 @@ class Vault:
         # With when it began, and what tells it from another one of the same name.
         self._fetches: dict[str, tuple[Future[Loaded], float, object]] = {}
         self._fetch_guard = threading.Lock()
-        self._deletions: dict[str, tuple[Future[None], float]] = {}
+        # With when it began, and how to try it again.
+        self._deletions: dict[str, tuple[Future[None], float, Callable[[], None]]] = {}
         self._claims: set[str] = set()  # names whose lock is wanted for a deletion
         self._reserved: dict[str, Future[None]] = {}  # names about to be used, once they are free
         self._lock_guard = threading.Lock()  # one lock is taken or given back at a time
@@ -540,8 +542,16 @@ class Vault:
         job = tracked.job if tracked is not None else None
         # What was read before must not bring it back.
         self.forget_fetch(name)
-        future = self._writers.submit(self._delete, name, job, unused_since)
-        self._deletions[name] = future, time.monotonic()
+        return self._begin_deletion(name, partial(self._delete, name, job, unused_since))
+
+    def finish_deletions(self, names: Iterable[str]) -> None:
+        """Go on with deletions that were cut short, in other threads."""
+        for name in names:
+            self._begin_deletion(name, partial(self._finish_deletion, name))
+
+    def _begin_deletion(self, name: str, delete: Callable[[], None]) -> Future[None]:
+        future = self._writers.submit(delete)
+        self._deletions[name] = future, time.monotonic(), delete
         return future
 
     def _delete(
@@ -555,6 +565,14 @@ class Vault:
         with self._lock_guard:
             self._locks.release(directory_of(name), forget=True)
 
+    def _finish_deletion(self, name: str) -> None:
+        self.claim(name)
+        # Another server may have finished it and made a session of this name since.
+        if self._store.is_marked(name):
+            self._store.delete(name)
+        with self._lock_guard:
+            self._locks.release(directory_of(name), forget=not self._store.exists(name))
+
     def _used_after(self, name: str, moment: float) -> bool:
         """Whether a stored session was used later, by another server."""
         try:
@@ -563,7 +581,7 @@ class Vault:
             return False
 
     def _retry_deletions(self, now: float) -> None:
-        for name, (future, since) in list(self._deletions.items()):
+        for name, (future, since, delete) in list(self._deletions.items()):
             if not future.done():
                 continue
             error = future.exception()
@@ -573,7 +591,7 @@ class Vault:
             elif now - since > 1.0:
                 _LOG.warning("session %s is not deleted yet: %s", name, error)
                 self._count(failures=1)
-                self._deletions[name] = self._writers.submit(self._delete, name, None), now + 4.0
+                self._deletions[name] = self._writers.submit(delete), now + 4.0, delete
 
     # --- ends -----------------------------------------------------------------------------------
 

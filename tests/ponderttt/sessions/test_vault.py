@@ -711,6 +711,30 @@ def test_session_deleted_while_it_is_read_leaves_no_lock(faulty: Place) -> None:
     assert server.sessions._open_vault()._locks.held() == []
 
 
+def test_deletion_that_was_cut_short_is_finished_by_the_next_server(place: Place) -> None:
+    server = place.start()
+    for name in ("gone", "there"):
+        server.sessions.create(name, TTTParams())
+    server.sessions.close()
+    server.files.write("gone/deleted", b"")
+    server = place.start()
+    assert server.sessions.names() == ["there"]
+    server.tick_until(lambda: server.files.names("gone") == [])
+    server.tick_until(lambda: not server.sessions._open_vault()._deletions)
+    assert server.sessions.create("gone", TTTParams()).version == 0
+
+
+def test_deletion_that_another_server_is_at_is_left_to_it(place: Place) -> None:
+    server = place.start()
+    server.sessions.create("gone", TTTParams())
+    server.sessions.flush()
+    server.files.write("gone/deleted", b"")  # and is stopped here, with the lock
+    other = place.start()
+    other.tick_until(lambda: not other.sessions._open_vault()._deletions)
+    assert len(server.files.names("gone")) > 1
+    assert other.sessions.names() == []
+
+
 def test_claimed_session_is_deleted_without_waiting_for_the_store(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
