@@ -150,12 +150,15 @@ class SessionManager:
             raise ConflictError(
                 "id", f"session {plain_name(name)!r} exists already; choose another id"
             )
+        self._check_room()
+        return name
+
+    def _check_room(self) -> None:
         if len(self._sessions) >= self._max_sessions:
             raise OverloadedError(
                 f"{self._max_sessions} sessions exist, which is the limit; delete one first",
                 retry_after=60.0,
             )
-        return name
 
     def _add(self, session: Session) -> None:
         self._sessions[session.owner] = session
@@ -437,6 +440,7 @@ class SessionManager:
             loaded: what `fetch` gave; None: fetch it now, and wait.
         Raises:
             NotFoundError, DamagedSessionError, ConflictError, StoreError.
+            OverloadedError: another server has made it, and there is no room for it here.
         """
         session = self._sessions.get(name)
         if self._vault is None or (session is not None and not session.cold):
@@ -445,9 +449,13 @@ class SessionManager:
             loaded = self._vault.fetch(name).result()
         if session is None:
             # Another server has made it, or it was unreadable until now.
+            self._check_room()
             session = Session(name, TTTParams(), ephemeral=False, state=None)
             self._unreadable.pop(name, None)
             self._add(session)
+        elif loaded.facts.created != session.created or loaded.version < session.version:
+            # Another server has made it anew: its versions count from the beginning.
+            self.on_reset(session)
         apply_facts(session, loaded.facts)
         session.version, session.kept = loaded.version, loaded.kept
         session.state, session.cold = loaded.state, False

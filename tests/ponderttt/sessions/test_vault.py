@@ -21,6 +21,7 @@ from ponderttt.errors import (
     DamagedSessionError,
     InvalidRequestError,
     NotFoundError,
+    OverloadedError,
     StoreError,
 )
 from ponderttt.fast_weights.bank import BASE_SLOT, AdapterBank, AdapterState, StepTag
@@ -792,6 +793,38 @@ def test_snapshot_is_stored_even_where_the_session_learns_on_at_once(place: Plac
     assert server.sessions.get("repo").kept == (2, 6)
     server.sessions.rollback("repo", 2)
     assert same(server.sessions.state(server.sessions.get("repo")), state)
+
+
+def test_session_made_anew_by_another_server_is_not_taken_for_the_old_one(place: Place) -> None:
+    server = place.start(write_delay=0.0, idle_seconds=0.0)
+    reset: list[str] = []
+    server.sessions.on_reset = lambda session: reset.append(session.owner)
+    for name in ("same", "new"):
+        server.sessions.create(name, TTTParams())
+        server.teach(name)
+    server.tick_until(lambda: all(server.sessions.get(n).cold for n in ("same", "new")))
+    server.tick_until(lambda: server.sessions._open_vault()._locks.held() == [])
+    other = place.start()
+    deleted = other.sessions.delete("new")
+    assert deleted is not None
+    deleted.result()
+    other.sessions.create("new", TTTParams())
+    other.teach("new")
+    assert other.sessions.close() == []
+    assert server.sessions.warm("same").version == server.sessions.warm("new").version == 1
+    assert reset == ["new"]
+
+
+def test_session_of_another_server_counts_against_the_limit_of_this_one(place: Place) -> None:
+    server, other = place.start(), place.start()
+    for number in range(16):
+        server.sessions.create(f"mine-{number}", TTTParams())
+    other.sessions.create("theirs", TTTParams())
+    other.sessions.close()
+    with pytest.raises(OverloadedError, match="16 sessions exist"):
+        server.sessions.warm("theirs")
+    server.sessions.delete("mine-0")
+    assert server.sessions.warm("theirs").version == 0
 
 
 def test_of_two_that_want_a_stored_name_both_are_refused(faulty: Place) -> None:
