@@ -163,6 +163,9 @@ class SessionStore:
                 _LOG.warning("session %s, version %d is damaged: %s", name, candidate, error)
                 continue
             return Loaded(facts, state, kept, tuple(problems))
+        if version is not None and not self._is_committed(name, version):
+            # A commit has made it one too many while it was read.
+            raise NotFoundError("version", _not_kept(name, version, self._committed(name)))
         raise _nothing_left(name, problems)
 
     def commit(

@@ -320,6 +320,22 @@ def test_missing_file_is_found(two_versions: Path, tiny_llama_dir: Path, name: s
     assert_fell_back(tiny_llama_dir, root)
 
 
+def test_version_that_goes_while_it_is_read_is_not_kept_rather_than_damaged(
+    local: SessionStore, tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(local, tiny_llama_dir, 1, 2, 3)
+    read = local.files.read
+
+    def late(path: str) -> bytes | None:
+        if "v00000001" in path and not path.endswith(RECORD_FILE):
+            commit(local, tiny_llama_dir, 4)
+        return read(path)
+
+    monkeypatch.setattr(local.files, "read", late)
+    with pytest.raises(NotFoundError, match="version 1 .* not kept; kept are 2, 3, 4"):
+        local.load("repo", 1)
+
+
 def test_session_without_a_good_version_is_reported_and_can_be_deleted(
     local: SessionStore, tiny_llama_dir: Path
 ) -> None:
