@@ -3,8 +3,10 @@
 On local disk a lock is the operating system's (`flock`), which ends with the process. Elsewhere it
 is a lease: a file with its holder and an expiry, made only where there is none, renewed while it is
 held, and taken over once it has expired. Before every file of a commit the holder checks that the
-lease is still its own and lasts for a while. What remains is a server that stands still for longer
-than that in the middle of writing one file: object stores can't refuse its late write.
+lease is still its own and lasts for a while, and a version's record is only made where there is
+none. What remains is a server that stands still for longer than that in the middle of writing a
+tensor file: if another one has stored the same version meanwhile, the checksums don't match any
+more, and the version before counts.
 """
 
 from __future__ import annotations

@@ -23,7 +23,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from ponderttt.errors import AdapterFormatError, DamagedSessionError, NotFoundError, StoreError
+from ponderttt.errors import (
+    AdapterFormatError,
+    ConflictError,
+    DamagedSessionError,
+    NotFoundError,
+    StoreError,
+)
 from ponderttt.fast_weights.bank import AdapterState
 from ponderttt.sessions.codec import STATE_FILES, StateCodec
 from ponderttt.sessions.files import Files
@@ -182,9 +188,9 @@ class SessionStore:
             check: called before each file is written; what it raises prevents the commit.
         Raises:
             StoreError: the store fails; what was committed before is as it was.
+            ConflictError: another server has stored this version; not on local disk.
             RecordError: without a state, and the stored version can't be read.
         """
-        directory = _version_dir(facts.id, facts.version)
         try:
             stored = self._write_tensors(facts, state, check) if state is not None else None
             nbytes = sum(file.bytes for file in stored.values()) if stored is not None else 0
@@ -192,7 +198,7 @@ class SessionStore:
                 stored = self._facts(facts.id, facts.version).files
             record = facts.model_copy(update={"files": stored}).to_json()
             check()
-            self.files.replace(f"{directory}/{RECORD_FILE}", record)
+            self._write_record(facts, stored, record, is_new=state is not None)
         except StoreError:
             self._clear_away(facts)
             raise
@@ -210,6 +216,28 @@ class SessionStore:
             stored[name] = StoredFile(bytes=len(data), sha256=digest)
         self.files.sync(directory, directory_of(facts.id), *([""] if is_new else []))
         return stored
+
+    def _write_record(
+        self, facts: Facts, stored: dict[str, StoredFile], record: bytes, *, is_new: bool
+    ) -> None:
+        path = f"{_version_dir(facts.id, facts.version)}/{RECORD_FILE}"
+        if is_new and not self.files.is_local:
+            # Leases end; a server that stood still since `check` must not undo another's commit.
+            if self.files.create(path, record):
+                return
+            if not self._has_record_of(facts, stored):
+                raise ConflictError(
+                    "session",
+                    f"version {facts.version} of session {facts.id!r} was stored by another server",
+                )
+        self.files.replace(path, record)
+
+    def _has_record_of(self, facts: Facts, stored: dict[str, StoredFile]) -> bool:
+        """Whether the version's record names these files, or is of no use to anybody."""
+        try:
+            return self._facts(facts.id, facts.version).files == stored
+        except RecordError:
+            return True
 
     def _clear_away(self, facts: Facts) -> None:
         """What a failed commit left of a version that is not there: it may fill up the disk."""

@@ -140,6 +140,7 @@ class CrashingFiles(Files):
     def __init__(self, inner: Files, at: int | None = None) -> None:
         super().__init__(inner._fs, inner._root, inner.url)
         self._inner = inner
+        self.is_local = inner.is_local
         self._at = at
         self.changes = 0
 
@@ -165,6 +166,11 @@ class CrashingFiles(Files):
 
     def replace(self, path: str, data: bytes) -> None:
         self._change(lambda: self._inner.replace(path, data))
+
+    def create(self, path: str, data: bytes) -> bool:
+        made: list[bool] = []
+        self._change(lambda: made.append(self._inner.create(path, data)))
+        return made[0]
 
     def remove(self, path: str) -> None:
         # One by one, as a file system does it.

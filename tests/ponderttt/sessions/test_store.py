@@ -15,7 +15,7 @@ from peft import PeftModel
 from safetensors.torch import load, save
 from transformers import AutoModelForCausalLM
 
-from ponderttt.errors import DamagedSessionError, NotFoundError, StoreError
+from ponderttt.errors import ConflictError, DamagedSessionError, NotFoundError, StoreError
 from ponderttt.sessions.codec import OPTIMIZER_FILE, STATE_FILES
 from ponderttt.sessions.files import LocalFiles, open_files
 from ponderttt.sessions.record import RECORD_FILE, Facts, RecordError
@@ -81,6 +81,21 @@ def test_record_alone_of_a_version_that_is_not_stored_is_refused(store: SessionS
     with pytest.raises(RecordError, match="is missing"):
         store.commit(stores.make_facts(store.codec), None)
     assert not store.exists("repo")
+
+
+def test_version_that_another_server_has_stored_is_not_replaced(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a server stands still after it has checked its lease, and goes on too late."""
+    mine = stores.make_store(tiny_llama_dir, stores.memory_url())
+    theirs = SessionStore(open_files(mine.files.url), mine.codec, 3)
+    commit(theirs, tiny_llama_dir, 1)
+    late = stores.make_state(tiny_llama_dir, 99)
+    with pytest.raises(ConflictError, match="version 1 of session 'repo' was stored by another"):
+        mine.commit(stores.make_facts(mine.codec), late)
+    # One's own second attempt is no other server's.
+    commit(theirs, tiny_llama_dir, 1, 2)
+    commit(mine, tiny_llama_dir, 2)
 
 
 def test_last_versions_and_snapshots_are_kept(store: SessionStore, tiny_llama_dir: Path) -> None:
@@ -332,7 +347,7 @@ def test_version_that_goes_while_it_is_read_is_not_kept_rather_than_damaged(
         return read(path)
 
     monkeypatch.setattr(local.files, "read", late)
-    with pytest.raises(NotFoundError, match="version 1 .* not kept; kept are 2, 3, 4"):
+    with pytest.raises(NotFoundError, match=r"version 1 .* not kept; kept are 2, 3, 4"):
         local.load("repo", 1)
 
 
