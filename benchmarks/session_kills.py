@@ -1,10 +1,12 @@
 """Kill a process at random instants while it saves sessions, and see what is left each time.
 
 A child process opens the store, takes its sessions up where the last child left them, and changes
-and saves them without pause; it is killed (SIGKILL) after a random time. Then every session is
-read back: it must be at a committed version, bit for bit what that version was, no older than the
-last commit that the child had heard of; and what is lost must not be older than the write delay
-plus the time that a commit took.
+and saves them without pause; now and then it marks a version, goes back to one, forks a session or
+deletes the fork. It is killed (SIGKILL) after a random time. Then every session is read back: it
+must be at a committed version, bit for bit what that version was, no older than the last commit
+that the child had heard of, with the versions that it was told are kept; what it was told is
+deleted must be gone; and what is lost must not be older than the write delay plus the time that a
+commit took.
 
     python benchmarks/session_kills.py --model smollm2-135m --kills 200 --json out.json
 """
@@ -20,14 +22,18 @@ import statistics
 import tempfile
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from ponderttt.adaptation.params import TTTParams
 from ponderttt.engine.config import served_name
+from ponderttt.errors import ConflictError, NotFoundError
 from ponderttt.fast_weights.bank import AdapterBank, AdapterState, StepTag
 from ponderttt.fast_weights.layout import AdapterLayout, LoRAConfig
 from ponderttt.models import store as models
@@ -37,10 +43,12 @@ from ponderttt.sessions.config import StoreConfig
 from ponderttt.sessions.files import open_files
 from ponderttt.sessions.manager import SessionManager
 from ponderttt.sessions.record import RECORD_FILE
-from ponderttt.sessions.session import Session
-from ponderttt.sessions.store import SessionStore
+from ponderttt.sessions.store import Commit, SessionStore
 
 NAMES = ("first", "second", "third")
+FORK = "fork"  # of the first
+# Share of the rounds in which a session is marked, rolled back, forked or deleted.
+_SELDOM = 0.1
 
 
 @dataclass(frozen=True)
@@ -77,9 +85,8 @@ def child(lab: Lab) -> None:
     sessions = SessionManager(lab.bank, 16)
     sessions.attach(lab.store(), lab.config)
 
-    def note(event: str, session: Session, version: int) -> None:
-        line = f"{time.monotonic():.6f} {event} {session.owner} {version}\n"
-        os.write(log, line.encode())
+    def note(event: str, name: str, version: int) -> None:
+        os.write(log, f"{time.monotonic():.6f} {event} {name} {version}\n".encode())
 
     for name in NAMES:
         if name not in sessions.names():
@@ -88,7 +95,9 @@ def child(lab: Lab) -> None:
     sessions.flush()
     log = os.open(lab.journal, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)  # its life begins
     told: dict[str, int] = {}
+    rare = Rare(sessions, note)
     while True:
+        rare.round()
         for name in NAMES:
             session = sessions.warm(name)
             if session.version - max(session.kept, default=-1) < 3:
@@ -97,15 +106,67 @@ def child(lab: Lab) -> None:
                 session.version = lab.bank.commit(tag, lab.content(name, session.version + 1))
                 sessions.release(session)
                 session.remember(f"{session.version:032d}")
-                note("changed", session, session.version)
+                note("changed", name, session.version)
             else:
                 session.chunks += 1  # a skipped chunk: `session.json` alone is replaced
             sessions.tick()
             committed = max(session.kept, default=-1)
             if committed > told.get(name, -1):
                 told[name] = committed
-                note("committed", session, committed)
+                note("committed", name, committed)
         time.sleep(0.001)
+
+
+class Rare:
+    """What happens to sessions now and then, and what the child has been told of it.
+
+    Args:
+        sessions: of the child.
+        note: writes an event, a session's name and a version to the journal.
+    """
+
+    def __init__(self, sessions: SessionManager, note: Callable[[str, str, int], None]) -> None:
+        self._sessions = sessions
+        self._note = note
+        self._draws = random.Random(time.time_ns())
+        self._marking: tuple[Future[Commit], int] | None = None
+        self._deleting: Future[None] | None = None
+
+    def round(self) -> None:
+        """Do something, or not, and hear of what was done before."""
+        self._hear()
+        if self._draws.random() < _SELDOM:
+            self._draws.choice([self._mark, self._roll_back, self._fork_or_delete])()
+
+    def _hear(self) -> None:
+        if self._marking is not None and self._marking[0].done():
+            self._marking[0].result()
+            self._note("marked", "second", self._marking[1])
+            self._marking = None
+        if self._deleting is not None and self._deleting.done():
+            self._deleting.result()
+            self._note("deleted", FORK, 0)
+            self._deleting = None
+
+    def _mark(self) -> None:
+        if self._marking is None:
+            version = self._sessions.get("second").version
+            self._marking = self._sessions.snapshot("second"), version
+
+    def _roll_back(self) -> None:
+        session = self._sessions.get("third")
+        version = min(session.kept)
+        with suppress(NotFoundError):  # a commit has made it one too many
+            self._sessions.rollback("third", version)
+            self._note("changed", "third", session.version)
+
+    def _fork_or_delete(self) -> None:
+        if FORK in self._sessions.names():
+            self._note("deleting", FORK, 0)
+            self._deleting = self._sessions.delete(FORK)
+        elif self._deleting is None:
+            with suppress(ConflictError):  # the last one is only just gone
+                self._note("forking", FORK, self._sessions.fork("first", FORK).version)
 
 
 def run_and_kill(lab: Lab, seconds: float) -> tuple[float, float]:
@@ -147,6 +208,7 @@ class Findings:
         torn: kills amid a commit, which left an unfinished version behind.
         lost: changes that were lost.
         oldest_lost: age in seconds of the oldest of them.
+        events: what the children have noted, by kind.
         versions: newest version of each session.
     """
 
@@ -154,27 +216,40 @@ class Findings:
     torn: int = 0
     lost: int = 0
     oldest_lost: float = 0.0
+    events: Counter[str] = field(default_factory=Counter)
     versions: dict[str, int] | None = None
 
 
 def check(lab: Lab, begun: float, died: float, findings: Findings) -> None:
     """Read every session back; AssertionError where something is wrong."""
     store = lab.store()
-    events = [line.split() for line in lab.journal.read_text().splitlines(keepends=False)]
+    lines = [line.split() for line in lab.journal.read_text().splitlines(keepends=False)]
+    events = [line for line in lines if len(line) == 4]
+    findings.events.update(event[1] for event in events)
     versions: dict[str, int] = dict(findings.versions or {})
     listing = store.listing()
     assert not listing.unreadable, listing.unreadable
+    fork_events = [event[1] for event in events if event[2] == FORK]
+    if fork_events:
+        versions.pop(FORK, None)  # another one
+    if fork_events[-1:] == ["deleted"]:
+        assert FORK not in {facts.id for facts, _ in listing.readable}, "it was deleted"
     for name in (facts.id for facts, _ in listing.readable):
         loaded = store.load(name)
         assert not loaded.damaged, loaded.damaged
         version = loaded.facts.version
         assert version >= versions.get(name, 0), f"{name} went back from {versions} to {version}"
-        if version:
-            wanted = lab.content(name, version)
+        made = loaded.state.step  # when its content was new: others went back to it
+        assert made <= version
+        if made:
+            wanted = lab.content("first" if name == FORK else name, made)
             for got, want in zip(tensors(loaded.state), tensors(wanted), strict=True):
                 assert torch.equal(got, want), f"{name}, version {version} is not what was saved"
-            assert loaded.facts.learned[-1] == f"{version:032d}"
-        mine = [event for event in events if len(event) == 4 and event[2] == name]
+            assert loaded.facts.learned[-1] == f"{made:032d}"
+        assert made == version or name in ("third", FORK), f"{name} went back to {made}"
+        mine = [event for event in events if event[2] == name]
+        marked = [int(event[3]) for event in mine if event[1] == "marked"]
+        assert set(marked[-1:]) <= set(loaded.kept), f"{marked[-1:]} of {name} is not kept"
         heard = [int(e[3]) for e in mine if e[1] == "committed"]
         assert version >= max(heard, default=0), f"{name} is at {version}, committed were {heard}"
         for moment, event, _, number in mine:
@@ -267,6 +342,7 @@ def main() -> None:
             "sessions_unreadable": 0,
             "changes_lost": findings.lost,
             "oldest_lost_seconds": findings.oldest_lost,
+            "events": dict(findings.events),
             "last_versions": findings.versions,
             "seconds": time.monotonic() - begun,
         }
