@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 
 from ponderttt.adaptation.chunking import chunk_spans
 from ponderttt.adaptation.params import GateName, TTTParams
@@ -216,27 +217,50 @@ class Admission:
 
     def next(self, running: Iterable[Group]) -> Group | None:
         """The waiting request whose turn it is, if there is a place for it beside `running`."""
+        running = list(running)
         places = self._config.max_num_seqs
-        adapting = 0
         for group in running:
-            if group.is_adapt:
-                adapting += 1
-            elif not group.background:
+            if not (group.is_adapt or group.background):
                 places -= max(len(group.sequences), _sequences(group.request))
         head = self._first_at_hand(self._completions)
         if head is not None and _sequences(head.request) <= places:
             return head
-        return self._first_at_hand(self._adapts) if adapting < self._config.max_adapting else None
+        adapting = _adapting_by_tenant(running)
+        if adapting.total() >= self._config.max_adapting:
+            return None
+        waiting = self._at_hand(self._adapts)
+        return min(waiting, key=lambda g: adapting[g.request.tenant.id], default=None)
+
+    def pause(self, group: Group, running: Iterable[Group]) -> bool:
+        """Have documents that are between two windows wait, where it is somebody else's turn.
+
+        Else whoever came first with documents that take minutes would hold every place as long.
+
+        Returns:
+            Whether they wait now; they hold nothing meanwhile.
+        """
+        adapting = _adapting_by_tenant(running)
+        mine = adapting[group.request.tenant.id]
+        if not any(adapting[g.request.tenant.id] < mine for g in self._at_hand(self._adapts)):
+            return False
+        self.release(group)
+        self._adapts.put_back(group)
+        return True
 
     def _first_at_hand(self, queue: FairQueue) -> Group | None:
         """Whose turn it is, of those whose session need not be read from the store first."""
         head = queue.head
         if head is None or not self._arrivals.is_awaited(head.session):
             return head
-        for place, group in enumerate(queue):
-            if not self._arrivals.is_awaited(group.session, send_for=place < _READ_AHEAD):
-                return group
-        return None
+        return next(self._at_hand(queue), None)
+
+    def _at_hand(self, queue: FairQueue) -> Iterator[Group]:
+        awaited = 0
+        for group in queue:
+            if self._arrivals.is_awaited(group.session, send_for=awaited < _READ_AHEAD):
+                awaited += 1
+            else:
+                yield group
 
     @property
     def awaits_sessions(self) -> bool:
@@ -328,12 +352,13 @@ class Admission:
         request = group.request
         if isinstance(request, AdaptRequest):
             self._kv_adapting += reserve
-            size = self._window
-            group.windows.extend(
-                (number, document[at : at + size])
-                for number, document in enumerate(request.documents)
-                for at in range(0, len(document), size)
-            )
+            if not group.has_begun:
+                size = self._window
+                group.windows.extend(
+                    (number, document[at : at + size])
+                    for number, document in enumerate(request.documents)
+                    for at in range(0, len(document), size)
+                )
             self.next_window(group)
         else:
             sequence = self._prompt_sequence(group, request)
@@ -407,6 +432,10 @@ class Admission:
         group.sequences = []
         if group.session is not None:
             self._sessions.release(group.session)
+
+
+def _adapting_by_tenant(running: Iterable[Group]) -> Counter[str | None]:
+    return Counter(group.request.tenant.id for group in running if group.is_adapt)
 
 
 def _sequences(request: Request) -> int:

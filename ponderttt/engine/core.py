@@ -496,6 +496,9 @@ class EngineCore:
             if sequence.computed < sequence.prompt_len or sequence.spans:
                 return
             if group.windows:
+                if self._admission.pause(group, self._running):
+                    self._running.remove(group)
+                    return
                 # Behind those who came meanwhile, or a long document would make them starve.
                 self._running.remove(group)
                 self._running.append(group)

@@ -42,6 +42,10 @@ class FairQueue:
         """Let a request wait behind the others of its tenant."""
         self._by_tenant.setdefault(group.request.tenant.id, deque()).append(group)
 
+    def put_back(self, group: Group) -> None:
+        """Let a request that has begun wait before the others of its tenant."""
+        self._by_tenant.setdefault(group.request.tenant.id, deque()).appendleft(group)
+
     def take(self, group: Group) -> None:
         """Take the head off; its tenant's next request waits for the other tenants' turns."""
         self.remove(group)
@@ -58,5 +62,5 @@ class FairQueue:
             del self._by_tenant[tenant]
 
     def older_than(self, arrival: float) -> list[Group]:
-        """Requests that arrived before `arrival` (seconds of the monotonic clock)."""
-        return [group for group in self if group.request.arrival < arrival]
+        """Requests that arrived before `arrival` (monotonic clock) and have not begun."""
+        return [g for g in self if g.request.arrival < arrival and not g.has_begun]

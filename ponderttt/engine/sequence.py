@@ -203,6 +203,11 @@ class Group:
         return self.request.request_id
 
     @property
+    def has_begun(self) -> bool:
+        """Whether anything was read for it; documents may wait between two of their windows."""
+        return bool(self.digest)
+
+    @property
     def is_adapt(self) -> bool:
         """Whether it teaches documents rather than continuing a prompt."""
         return isinstance(self.request, AdaptRequest)

@@ -146,6 +146,42 @@ def test_completion_gets_its_first_token_within_two_phases_beside_many_documents
     assert all(document.report.version_after > 0 for document in documents)
 
 
+def test_documents_of_one_tenant_do_not_hold_every_place_until_their_end(
+    tiny_llama_dir: Path,
+) -> None:
+    core = make_core(
+        tiny_llama_dir,
+        "a0",
+        "a1",
+        "a2",
+        "b0",
+        max_num_seqs=4,
+        max_model_len=64,
+        max_wait_seconds=60,
+    )
+    many, one = Tenant("many"), Tenant("one")
+    long_ago = time.monotonic() - 59.0
+    first = [
+        harness.submit(core, teach(tiny_llama_dir, name, 400, tenant=many, arrival=long_ago))
+        for name in ("a0", "a1", "a2")
+    ]
+    harness.step_until(core, lambda: all(outcome.chunks for outcome in first[:2]))
+    assert (core.stats().running, core.stats().waiting) == (2, 1)
+    late = harness.submit(core, teach(tiny_llama_dir, "b0", 100, tenant=one))
+    harness.step_until(core, lambda: late.chunks)
+    assert (core.stats().running, core.stats().waiting) == (2, 2)
+    time.sleep(1.1)
+    harness.step_until(core, lambda: late.ended)
+    # What has begun does not expire while it waits again.
+    assert isinstance(first[2].error, OverloadedError)
+    assert not any(outcome.ended for outcome in first[:2])
+    harness.drain(core)
+    assert [len(outcome.chunks) for outcome in (*first[:2], late)] == [13, 13, 4]
+    assert all(outcome.report.version_after > 0 for outcome in (*first[:2], late))
+    assert core.stats().kv_tokens == 0
+    assert all(core.sessions.get(name).pins == 0 for name in core.sessions.names())
+
+
 def test_long_prompt_is_read_before_documents_go_on(tiny_llama_dir: Path) -> None:
     names = [f"s{n}" for n in range(4)]
     core = make_core(tiny_llama_dir, *names, max_batch_tokens=64, busy_batch_tokens=64)
