@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from functools import partial
 
 from ponderttt.errors import (
     ConflictError,
@@ -23,6 +22,7 @@ from ponderttt.errors import (
 )
 from ponderttt.fast_weights.bank import AdapterState
 from ponderttt.sessions.config import StoreConfig
+from ponderttt.sessions.deletions import Deletions
 from ponderttt.sessions.handover import Wishes
 from ponderttt.sessions.locks import FileLocks, Locks
 from ponderttt.sessions.record import Facts, facts_of
@@ -129,8 +129,7 @@ class Vault:
         # With when it began, and what tells it from another one of the same name.
         self._fetches: dict[str, tuple[Future[Loaded], float, object]] = {}
         self._fetch_guard = threading.Lock()
-        # With when it began, and how to try it again.
-        self._deletions: dict[str, tuple[Future[None], float, Callable[[], None]]] = {}
+        self._deletions = Deletions(store, self._writers, self.claim, self._release)
         self._claims: set[str] = set()  # names whose lock is wanted for a deletion
         self._reserved: dict[str, Future[None]] = {}  # names about to be used, once they are free
         self._lock_guard = threading.Lock()  # one lock is taken or given back at a time
@@ -252,8 +251,7 @@ class Vault:
         mine.set_result(None)
 
     def _check_free(self, name: str) -> None:
-        deletion = self._deletions.get(name)
-        if deletion is not None and not (deletion[0].done() and deletion[0].exception() is None):
+        if not self._deletions.is_over(name):
             raise ConflictError("id", f"session {name!r} is being deleted; retry in a moment")
         self.claim(name)
         if self._store.exists(name):
@@ -384,7 +382,7 @@ class Vault:
             )
             if due and tracked.job is None and not tracked.lost:
                 self._hand_over(tracked, now)
-        self._retry_deletions(now)
+        self._reap_deletions(now)
         self._drop_old_fetches(now)
 
     def _look_at(self, tracked: _Tracked, now: float) -> None:
@@ -542,56 +540,19 @@ class Vault:
         job = tracked.job if tracked is not None else None
         # What was read before must not bring it back.
         self.forget_fetch(name)
-        return self._begin_deletion(name, partial(self._delete, name, job, unused_since))
+        return self._deletions.begin(name, job, unused_since)
 
     def finish_deletions(self, names: Iterable[str]) -> None:
-        """Go on with deletions that were cut short, in other threads."""
+        """Go on with deletions that were cut short."""
         for name in names:
-            self._begin_deletion(name, partial(self._finish_deletion, name))
+            self._deletions.finish(name)
 
-    def _begin_deletion(self, name: str, delete: Callable[[], None]) -> Future[None]:
-        future = self._writers.submit(delete)
-        self._deletions[name] = future, time.monotonic(), delete
-        return future
-
-    def _delete(
-        self, name: str, job: Future[Commit] | None, unused_since: float | None = None
-    ) -> None:
-        if job is not None:
-            job.exception()  # it was handed over before this, so it ends
-        self.claim(name)
-        if unused_since is None or not self._used_after(name, unused_since):
-            self._store.delete(name)
-        with self._lock_guard:
-            self._locks.release(directory_of(name), forget=True)
-
-    def _finish_deletion(self, name: str) -> None:
-        self.claim(name)
-        # Another server may have finished it and made a session of this name since.
-        if self._store.is_marked(name):
-            self._store.delete(name)
-        with self._lock_guard:
-            self._locks.release(directory_of(name), forget=not self._store.exists(name))
-
-    def _used_after(self, name: str, moment: float) -> bool:
-        """Whether a stored session was used later, by another server."""
-        try:
-            return self._store.peek(name).last_used > moment
-        except (NotFoundError, DamagedSessionError):
-            return False
-
-    def _retry_deletions(self, now: float) -> None:
-        for name, (future, since, delete) in list(self._deletions.items()):
-            if not future.done():
-                continue
-            error = future.exception()
-            if error is None or isinstance(error, ConflictError | NotFoundError):
-                del self._deletions[name]
-                self._writers.submit(self._let_go, name, forget=error is None)
-            elif now - since > 1.0:
-                _LOG.warning("session %s is not deleted yet: %s", name, error)
-                self._count(failures=1)
-                self._deletions[name] = self._writers.submit(delete), now + 4.0, delete
+    def _reap_deletions(self, now: float) -> None:
+        over, failed = self._deletions.reap(now)
+        self._count(failures=failed)
+        for name in over:
+            # Somebody may have taken the lock to delete it once more.
+            self._writers.submit(self._let_go, name, forget=True)
 
     # --- ends -----------------------------------------------------------------------------------
 
@@ -616,6 +577,11 @@ class Vault:
                 self._locks.release(directory_of(name), forget=forget)
             except StoreError as error:
                 _LOG.warning("the lock of session %s is not given back: %s", name, error)
+
+    def _release(self, name: str, forget: bool) -> None:
+        """Give a lock back, whoever wants it."""
+        with self._lock_guard:
+            self._locks.release(directory_of(name), forget=forget)
 
     def _drop_old_fetches(self, now: float) -> None:
         for name, (future, since, _) in list(self._fetches.items()):
