@@ -158,6 +158,7 @@ class Rare:
         version = min(session.kept)
         with suppress(NotFoundError):  # a commit has made it one too many
             self._sessions.rollback("third", version)
+            self._note("rolled_back", "third", version)
             self._note("changed", "third", session.version)
 
     def _fork_or_delete(self) -> None:

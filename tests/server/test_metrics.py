@@ -132,6 +132,9 @@ def test_prompt_sent_again_moves_the_prefix_caches_counters_and_is_reported(live
     blocks = tokens // 64 * 64
     assert found == [0, blocks]
     assert blocks > 0
+    # The counts are those of the last step that has ended, which may not be the answer's yet.
+    queries = before["queries/trunk"] + 2 * tokens
+    live.wait_for("prefix_cache_queries_total", queries, kind="trunk")
     change = {name: value - before[name] for name, value in moved().items()}
     # Of a prompt of whole blocks the last token is run all the same.
     adaptive = min(blocks, tokens - 1)
