@@ -21,7 +21,7 @@ from ponderttt.fast_weights.bank import BASE_SLOT, AdapterBank, AdapterState
 from ponderttt.sessions.config import StoreConfig
 from ponderttt.sessions.locks import Locks, open_locks
 from ponderttt.sessions.names import check_session_id, new_session_id, plain_name
-from ponderttt.sessions.record import apply_facts, apply_learning
+from ponderttt.sessions.record import Facts, apply_facts, apply_learning
 from ponderttt.sessions.session import Session
 from ponderttt.sessions.store import Commit, Listing, Loaded, SessionStore
 from ponderttt.sessions.vault import StoreStats, Vault
@@ -357,8 +357,7 @@ class SessionManager:
             if session is None:
                 session = Session(facts.id, TTTParams(), ephemeral=False, state=None, cold=True)
                 self._add(session)
-            apply_facts(session, facts)
-            session.version, session.kept = facts.version, kept
+            self._become(session, facts, facts.version, kept)
         self._unreadable = {
             name: why for name, why in listing.unreadable.items() if name not in self._sessions
         }
@@ -453,16 +452,20 @@ class SessionManager:
             session = Session(name, TTTParams(), ephemeral=False, state=None)
             self._unreadable.pop(name, None)
             self._add(session)
-        elif loaded.facts.created != session.created or loaded.version < session.version:
-            # Another server has made it anew: its versions count from the beginning.
-            self.on_reset(session)
-        apply_facts(session, loaded.facts)
-        session.version, session.kept = loaded.version, loaded.kept
+        self._become(session, loaded.facts, loaded.version, loaded.kept)
         session.state, session.cold = loaded.state, False
         # Whoever has it fetched is about to use it; it must not be the first to go again.
         session.last_used = time.time()
         self._vault.track_loaded(session, loaded)
         return session
+
+    def _become(self, session: Session, facts: Facts, version: int, kept: tuple[int, ...]) -> None:
+        """What was known of a session becomes what the store says."""
+        if facts.created != session.created or version < session.version:
+            # Another server has made it anew: its versions count from the beginning.
+            self.on_reset(session)
+        apply_facts(session, facts)
+        session.version, session.kept = version, kept
 
     def acquire(self, session: Session) -> bool:
         """Pin the session into the bank; False where every slot is pinned by others."""

@@ -795,7 +795,10 @@ def test_snapshot_is_stored_even_where_the_session_learns_on_at_once(place: Plac
     assert same(server.sessions.state(server.sessions.get("repo")), state)
 
 
-def test_session_made_anew_by_another_server_is_not_taken_for_the_old_one(place: Place) -> None:
+@pytest.mark.parametrize("refreshed", [False, True])
+def test_session_made_anew_by_another_server_is_not_taken_for_the_old_one(
+    place: Place, refreshed: bool
+) -> None:
     server = place.start(write_delay=0.0, idle_seconds=0.0)
     reset: list[str] = []
     server.sessions.on_reset = lambda session: reset.append(session.owner)
@@ -811,6 +814,9 @@ def test_session_made_anew_by_another_server_is_not_taken_for_the_old_one(place:
     other.sessions.create("new", TTTParams())
     other.teach("new")
     assert other.sessions.close() == []
+    if refreshed:
+        server.sessions.refresh(server.sessions.listing())
+        assert reset == ["new"]
     assert server.sessions.warm("same").version == server.sessions.warm("new").version == 1
     assert reset == ["new"]
 
