@@ -9,11 +9,12 @@ import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ponderttt.errors import InvalidRequestError
 from ponderttt.sessions.names import check_session_id
-from server.errors import error_response
+from server.errors import describe, error_response
 from server.logs import REQUEST_ID
 
 if TYPE_CHECKING:
@@ -129,8 +130,11 @@ class RequestLog:
 
         try:
             await self._app(scope, receive, labelled)
+        except ClientDisconnect:
+            pass  # before all of its body had come; nobody is left to answer
         except Exception as error:
             if record.status is not None:
+                record.error = describe(error)[0].code
                 raise  # half-way through an answer, the connection is all that can be cut
             # Answered here: further out it would have no id, and would not be counted.
             _TROUBLE.exception("a request failed unexpectedly")

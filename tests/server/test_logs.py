@@ -6,6 +6,7 @@ import json
 import logging
 import logging.config
 import re
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -118,6 +119,23 @@ def test_outcomes_are_told_apart(guarded: Live, lines: list[dict[str, Any]]) -> 
     line = wait_for_line(lines, "stranger")
     assert (line["status"], line["outcome"], line["route"]) == (401, "refused", "unknown")
     assert "key_id" not in line
+
+
+def test_client_that_goes_before_its_body_has_come_is_no_failure_of_the_server(
+    live: Live, lines: list[dict[str, Any]]
+) -> None:
+    address = httpx.URL(live.url)
+    with socket.create_connection((address.host, address.port)) as sock:
+        sock.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: gone\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        )
+        time.sleep(0.2)
+    line = wait_for_line(lines, "gone")
+    assert line["outcome"] == "aborted"
+    assert [each["level"] for each in lines if each["request_id"] == "gone"] == ["info"]
+    assert live.value("http_requests_total", method="POST", route="/v1/completions",
+                      status="500") == 0  # fmt: skip
 
 
 @pytest.mark.parametrize(
