@@ -165,13 +165,14 @@ class SessionStore:
             try:
                 facts, state = self._read(name, candidate)
             except (RecordError, AdapterFormatError) as error:
+                if version is not None and not self._is_committed(name, version):
+                    # A commit has made it one too many while it was read.
+                    remaining = self._committed(name)
+                    raise NotFoundError("version", _not_kept(name, version, remaining)) from error
                 problems.append(f"{_version_dir(name, candidate)}: {error}")
                 _LOG.warning("session %s, version %d is damaged: %s", name, candidate, error)
                 continue
             return Loaded(facts, state, kept, tuple(problems))
-        if version is not None and not self._is_committed(name, version):
-            # A commit has made it one too many while it was read.
-            raise NotFoundError("version", _not_kept(name, version, self._committed(name)))
         raise _nothing_left(name, problems)
 
     def commit(
