@@ -63,11 +63,12 @@ class RealVllm:
             )
         self._wait()
 
-    def running(self) -> int:
-        """Requests that it works on, or that wait there."""
+    def generated(self) -> int:
+        """Tokens that it has generated since it started."""
         text = httpx.get(f"{self.url}/metrics", timeout=5).text
-        counts = re.findall(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)", text, re.M)
-        return sum(int(float(count)) for count in counts)
+        samples = re.findall(r"^vllm:generation_tokens_total\{[^}]*\} (\S+)", text, re.M)
+        assert samples, "vLLM exports no count of tokens"
+        return round(sum(map(float, samples)))
 
     def kill(self) -> None:
         """End it as a crash would."""
