@@ -31,6 +31,7 @@ from ponderttt.fast_weights.optimizer import (
 from ponderttt.models.attention import FlatBatch
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.kv_cache import KVCache
+from ponderttt.models.product import FrozenMatrix
 
 # Bytes: 256 tokens of a vocabulary of 150,000 are 155 MB.
 _KEPT_LOGITS = 256 << 20
@@ -58,11 +59,11 @@ def logits_fit(model: Decoder, rows: int) -> bool:
     return rows * model.config.vocab_size * torch.float32.itemsize <= _KEPT_LOGITS
 
 
-def top_gradient(scores: Scores, head: Tensor, targets: Tensor) -> TopGradient | None:
+def top_gradient(scores: Scores, head: FrozenMatrix, targets: Tensor) -> TopGradient | None:
     """From the logits that `score` kept, which are overwritten; None where it kept none."""
     if not scores.logits:
         return None
-    weights = torch.full((len(targets),), 1.0 / len(targets), device=head.device)
+    weights = torch.full((len(targets),), 1.0 / len(targets), device=head.weight.device)
     return TopGradient(*losses_and_gradient(scores.logits, head, targets, weights))
 
 

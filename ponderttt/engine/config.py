@@ -71,6 +71,8 @@ class EngineConfig:
             keys and values of all blocks, and a hidden state (two in a request that learns).
         prefix_cache_bytes: what is kept of prefixes read before, beside the positions above; on
             the model's device. 0 keeps nothing.
+        packed_weights: keep the model's matrices in faster layouts as well, where there are such
+            (float32 on a CPU): 1.2 to 3 times the speed for 2 to 2.5 times the memory of weights.
         max_batch_tokens: rows of one prefill or write phase when nothing decodes.
         busy_batch_tokens: the same while other sequences decode; bounds the gap in their tokens.
         decode_share: share of the time that decoding gets while prefills or writes wait, too.
@@ -90,6 +92,7 @@ class EngineConfig:
     max_wait_seconds: float | None = None
     max_kv_tokens: int = 65536
     prefix_cache_bytes: int = 1 << 30
+    packed_weights: bool = True
     max_batch_tokens: int = 2048
     busy_batch_tokens: int = 256
     decode_share: float = 0.5

@@ -186,7 +186,9 @@ class EngineCore:
         config = config or EngineConfig()
         path = store.resolve(model, progress=progress)
         name = served_name(model)
-        decoder = load_decoder(path, torch_device(device), torch_dtype(dtype))
+        decoder = load_decoder(
+            path, torch_device(device), torch_dtype(dtype), packed=config.packed_weights
+        )
         shipped = files("ponderttt") / "policies" / name
         if policy is None and shipped.is_dir():
             policy = Path(str(shipped))
@@ -216,6 +218,7 @@ class EngineCore:
             "chunk_size": chunk_size,
             "lora": [layout.config.rank, layout.first_layer, layout.size],
             "optimizer": self.writer.rule.optimizer,
+            "packed": self.model.head.packed_bytes > 0,
         }
         size = min(chunk_size, self.max_model_len)
         self.costs["measured"] = cached_costs(

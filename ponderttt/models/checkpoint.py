@@ -13,6 +13,7 @@ from ponderttt.errors import ModelError
 from ponderttt.models.config import ModelConfig
 from ponderttt.models.decoder import Block, Decoder, Norm
 from ponderttt.models.layers import FusedLinear, LayerNorm, Part, RMSNorm
+from ponderttt.models.product import FrozenMatrix
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -102,32 +103,39 @@ def torch_dtype(name: str) -> torch.dtype:
 # Weights made in inference mode could not take part in a write.
 @torch.inference_mode(False)
 def load_decoder(
-    path: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    path: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    packed: bool = True,
 ) -> Decoder:
     """Load a checkpoint directory in Hugging Face format.
 
     Args:
         path: holds `config.json` and safetensors.
         device, dtype: where and as what the weights are kept.
+        packed: keep the matrices in faster layouts as well, where there are such; takes twice the
+            memory.
     Raises:
         ModelError: unsupported architecture; missing, misshapen, unexpected or quantised tensors.
     """
     config = ModelConfig.from_pretrained(path)
     weights = _Weights(path, torch.device(device), dtype)
     build = _gpt2_block if config.model_type == "gpt2" else _llama_block
-    blocks = tuple(build(config, weights, layer) for layer in range(config.num_layers))
-    matrix = (config.vocab_size, config.hidden_size)
+    blocks = tuple(build(config, weights, layer, packed) for layer in range(config.num_layers))
+    vocabulary = (config.vocab_size, config.hidden_size)
     if config.model_type == "gpt2":
-        embedding = weights("wte.weight", matrix)
+        embedding = weights("wte.weight", vocabulary)
         positions = weights("wpe.weight", (config.max_positions, config.hidden_size))
         final_norm: Norm = _layer_norm(config, weights, "ln_f")
     else:
-        embedding, positions = weights("embed_tokens.weight", matrix), None
+        embedding, positions = weights("embed_tokens.weight", vocabulary), None
         final_norm = _rms_norm(config, weights, "norm")
     # A matrix of its own counts even where the config says "tied", as in transformers.
     own_head = not config.tied_head or "lm_head.weight" in weights
-    head = weights("lm_head.weight", matrix) if own_head else embedding
-    return Decoder(config, embedding, positions, blocks, final_norm, head)
+    head = weights("lm_head.weight", vocabulary) if own_head else embedding
+    matrix = FrozenMatrix(head, packed=packed)
+    return Decoder(config, embedding, positions, blocks, final_norm, matrix)
 
 
 def _layer_norm(config: ModelConfig, weights: _Weights, name: str) -> LayerNorm:
@@ -142,7 +150,13 @@ def _rms_norm(config: ModelConfig, weights: _Weights, name: str) -> RMSNorm:
 
 
 def _fused(
-    weights: _Weights, block: str, parts: tuple[Part, ...], *, bias: bool, transposed: bool
+    weights: _Weights,
+    block: str,
+    parts: tuple[Part, ...],
+    *,
+    bias: bool,
+    transposed: bool,
+    packed: bool,
 ) -> FusedLinear:
     """Fuse projections of one input, stored [out, in], or [in, out] where `transposed`.
 
@@ -157,15 +171,17 @@ def _fused(
             biases.append(weights(f"{name}.bias", (part.out_features,)))
         elif f"{name}.bias" in weights:
             raise ModelError(f"the checkpoint has {name}.bias, which config.json says nothing of")
-    return FusedLinear(parts, torch.cat(matrices).contiguous(), torch.cat(biases) if bias else None)
+    matrix = FrozenMatrix(torch.cat(matrices).contiguous(), packed=packed)
+    return FusedLinear(parts, matrix, torch.cat(biases) if bias else None)
 
 
-def _llama_block(config: ModelConfig, weights: _Weights, layer: int) -> Block:
+def _llama_block(config: ModelConfig, weights: _Weights, layer: int, packed: bool) -> Block:
     c, at = config, f"layers.{layer}"
     q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
 
     def fused(bias: bool, *parts: tuple[str, int, int]) -> FusedLinear:
-        return _fused(weights, at, tuple(Part(*p) for p in parts), bias=bias, transposed=False)
+        named = tuple(Part(*part) for part in parts)
+        return _fused(weights, at, named, bias=bias, transposed=False, packed=packed)
 
     return Block(
         attention_norm=_rms_norm(c, weights, f"{at}.input_layernorm"),
@@ -186,13 +202,13 @@ def _llama_block(config: ModelConfig, weights: _Weights, layer: int) -> Block:
     )
 
 
-def _gpt2_block(config: ModelConfig, weights: _Weights, layer: int) -> Block:
+def _gpt2_block(config: ModelConfig, weights: _Weights, layer: int, packed: bool) -> Block:
     c, at = config, f"h.{layer}"
 
     def fused(bias: bool, name: str, in_features: int, out_features: int) -> FusedLinear:
         part = Part(name, in_features, out_features)
         # GPT-2's Conv1D stores [in, out].
-        return _fused(weights, at, (part,), bias=bias, transposed=True)
+        return _fused(weights, at, (part,), bias=bias, transposed=True, packed=packed)
 
     return Block(
         attention_norm=_layer_norm(c, weights, f"{at}.ln_1"),

@@ -24,7 +24,7 @@ from ponderttt.models.layers import (
     Rotary,
     rotate,
 )
-from ponderttt.models.product import product
+from ponderttt.models.product import FrozenMatrix
 
 Norm = RMSNorm | LayerNorm
 
@@ -56,7 +56,7 @@ class Decoder:
         position_embedding: [positions, hidden] where positions are learned, else None.
         blocks: one per layer.
         final_norm: after the last block.
-        head: [V, hidden], the output matrix; may be the embedding itself.
+        head: [V, hidden], the output matrix; its weight may be the embedding itself.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Decoder:
         position_embedding: Tensor | None,
         blocks: tuple[Block, ...],
         final_norm: Norm,
-        head: Tensor,
+        head: FrozenMatrix,
     ) -> None:
         self.config = config
         self.embedding = embedding
@@ -179,4 +179,4 @@ class Decoder:
 
     def logits(self, normed: Tensor) -> Tensor:
         """[N, hidden] after the final norm → [N, V] float32."""
-        return product(normed, self.head).contiguous().float()
+        return self.head(normed).contiguous().float()

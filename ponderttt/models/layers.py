@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ponderttt.models.product import product
+from ponderttt.models.product import FrozenMatrix
 
 
 class Adapter(Protocol):
@@ -37,19 +37,19 @@ class FusedLinear:
 
     Args:
         parts: the projections, in the order of the rows.
-        weight: [out, in], contiguous, out the sum over the parts.
+        matrix: [out, in], out the sum over the parts.
         bias: [out] or None.
     """
 
-    def __init__(self, parts: tuple[Part, ...], weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, parts: tuple[Part, ...], matrix: FrozenMatrix, bias: Tensor | None) -> None:
         self.parts = parts
-        self.weight = weight
+        self.matrix = matrix
         self.bias = bias
         self._sizes = [part.out_features for part in parts]
 
     def __call__(self, x: Tensor, layer: int, adapter: Adapter | None) -> tuple[Tensor, ...]:
         """[N, in] → one [N, out] per part, the adapter's delta added where there is one."""
-        outputs = product(x, self.weight, self.bias).split(self._sizes, dim=-1)
+        outputs = self.matrix(x, self.bias).split(self._sizes, dim=-1)
         if adapter is None:
             return outputs
         deltas = (adapter.delta(layer, part.name, x) for part in self.parts)

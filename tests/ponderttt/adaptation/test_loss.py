@@ -13,6 +13,7 @@ from ponderttt.adaptation.loss import (
     losses_and_gradient,
     token_losses,
 )
+from ponderttt.models.product import FrozenMatrix
 from tests.ponderttt import reference
 
 HIDDEN, VOCABULARY = 16, 50
@@ -28,7 +29,7 @@ def make(rows: int, spread: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
 
 def test_slices_cover_every_row_once_and_stay_small() -> None:
     normed, head, _ = make(300)
-    slices = list(logit_slices(normed, head))
+    slices = list(logit_slices(normed, FrozenMatrix(head)))
     assert [rows.stop - rows.start for rows, _ in slices] == [128, 128, 44]
     torch.testing.assert_close(
         torch.cat([logits for _, logits in slices]), normed @ head.T, rtol=0, atol=1e-5
@@ -40,13 +41,14 @@ def test_slices_cover_every_row_once_and_stay_small() -> None:
 def test_token_losses_equal_cross_entropy(rows: int, spread: float) -> None:
     """The second spread gives logits of thousands, whose exponentials would overflow."""
     normed, head, targets = make(rows, spread)
-    losses = token_losses(normed, head, targets)
+    losses = token_losses(normed, FrozenMatrix(head), targets)
     expected = F.cross_entropy(normed @ head.T, targets, reduction="none")
     torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-5)
 
 
 def ours(normed: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    return losses_and_gradient(logit_slices(normed, head), head, targets, weights)
+    matrix = FrozenMatrix(head)
+    return losses_and_gradient(logit_slices(normed, matrix), matrix, targets, weights)
 
 
 @pytest.mark.parametrize("rows", ROWS)

@@ -39,7 +39,7 @@ def begin(sessions: Iterable[Session], action: Action = Action.UPDATE_2) -> list
 
 def base_tensors(decoder: Decoder) -> dict[str, Tensor]:
     """Every tensor of the shared model, by a name."""
-    found = {"embedding": decoder.embedding, "head": decoder.head}
+    found = {"embedding": decoder.embedding, "head": decoder.head.weight}
     if decoder.position_embedding is not None:
         found["positions"] = decoder.position_embedding
     if decoder.rotary is not None:
@@ -49,7 +49,8 @@ def base_tensors(decoder: Decoder) -> dict[str, Tensor]:
         parts += [(f"{layer}/{i}", linear) for i, linear in enumerate(block.linears())]
         parts += [(f"{layer}/a", block.attention_norm), (f"{layer}/m", block.mlp_norm)]
     for name, part in parts:
-        found[f"{name}/weight"] = part.weight
+        weight = part.matrix.weight if isinstance(part, FusedLinear) else part.weight
+        found[f"{name}/weight"] = weight
         bias = None if isinstance(part, RMSNorm) else part.bias
         if bias is not None:
             found[f"{name}/bias"] = bias

@@ -44,10 +44,10 @@ def scores(core: EngineCore, prompt: tuple[int, ...], session: str | None) -> Te
 
 def checksum(decoder: Decoder) -> list[float]:
     """Of every shared weight: any change of any number shows."""
-    tensors = [decoder.embedding, decoder.head]
+    tensors = [decoder.embedding, decoder.head.weight]
     for block in decoder.blocks:
         for linear in block.linears():
-            tensors.append(linear.weight)
+            tensors.append(linear.matrix.weight)
             if linear.bias is not None:
                 tensors.append(linear.bias)
     return [float(t.view(torch.int32).sum(dtype=torch.int64)) for t in tensors]

@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from ponderttt.models.layers import FusedLinear, LayerNorm, Part, RMSNorm, Rotary, rotate
+from ponderttt.models.product import FrozenMatrix
 from tests.ponderttt import reference
 
 PARTS = (Part("mlp.gate_proj", 8, 5), Part("mlp.up_proj", 8, 3))
@@ -32,7 +33,7 @@ class OneModule:
 @pytest.mark.parametrize("bias", [None, reference.noise(8, seed=3)])
 def test_fused_linear_equals_separate_ones(bias: Tensor | None) -> None:
     weight, x = reference.noise(8, 8), reference.noise(4, 8, seed=1)
-    gate, up = FusedLinear(PARTS, weight, bias)(x, 0, None)
+    gate, up = FusedLinear(PARTS, FrozenMatrix(weight), bias)(x, 0, None)
     biases = (None, None) if bias is None else bias.split([5, 3])
     torch.testing.assert_close(
         gate, torch.nn.functional.linear(x, weight[:5], biases[0]), rtol=0, atol=1e-6
@@ -43,7 +44,7 @@ def test_fused_linear_equals_separate_ones(bias: Tensor | None) -> None:
 
 
 def test_adapter_changes_only_the_projection_it_names() -> None:
-    linear = FusedLinear(PARTS, reference.noise(8, 8), reference.noise(8, seed=1))
+    linear = FusedLinear(PARTS, FrozenMatrix(reference.noise(8, 8)), reference.noise(8, seed=1))
     x = reference.noise(4, 8, seed=2)
     gate, up = linear(x, 2, None)
     changed_gate, changed_up = linear(x, 2, OneModule(2, "mlp.up_proj", 0.5))
