@@ -56,6 +56,9 @@ class FlatBatch:
         self.replay = replay
         self.lengths = [segment.length for segment in segments]
         self._masks: dict[tuple[int, int, int | None], Tensor | None] = {}
+        # Of a step that decodes: one row of each sequence.
+        self._single = not replay and all(length == 1 for length in self.lengths)
+        self._steps: dict[int | None, list[_DecodeViews]] = {}
         self._device, self._dtype = device, dtype
         self.positions = torch.cat(
             [torch.arange(s.start, s.start + s.length, device=device) for s in segments]
@@ -72,6 +75,8 @@ class FlatBatch:
         Returns:
             [N, heads * head_dim].
         """
+        if self._single:
+            return self._decode(layer, q, k, v, window)
         outputs = []
         rows = zip(
             self.segments,
@@ -87,6 +92,22 @@ class FlatBatch:
             else:
                 outputs.append(self._masked(index, q_rows, keys, values, window))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def _decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+        """As `attend`, for one row per sequence: no mask, and the fewest operations."""
+        if window not in self._steps:
+            self._steps[window] = [_DecodeViews.of(segment, window) for segment in self.segments]
+        views = self._steps[window]
+        kv_heads, size = k.shape[1:]
+        torch._foreach_copy_([view.new_keys[layer] for view in views], list(k.unbind()))
+        torch._foreach_copy_([view.new_values[layer] for view in views], list(v.unbind()))
+        # The heads of a group become query rows, so that keys need not be copied.
+        grouped = q.reshape(len(views), 1, kv_heads, -1, size).unbind()
+        outputs = [
+            F.scaled_dot_product_attention(rows, view.keys[layer], view.values[layer])
+            for rows, view in zip(grouped, views, strict=True)
+        ]
+        return torch.cat(outputs).flatten(1)
 
     def _masked(self, index: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         """In pieces of rows: what lies beyond a piece's last row is not even looked at."""
@@ -123,6 +144,32 @@ class FlatBatch:
                 mask = torch.zeros(visible.shape, device=self._device, dtype=self._dtype)
                 self._masks[key] = mask.masked_fill_(~visible, float("-inf"))
         return self._masks[key]
+
+
+@dataclass(frozen=True, slots=True)
+class _DecodeViews:
+    """What one sequence's next row writes and sees, block by block; made once per step.
+
+    Shapes: `new_keys`, `new_values` [kv_heads, D]; `keys`, `values` [1, kv_heads, S, D].
+    """
+
+    new_keys: tuple[Tensor, ...]
+    new_values: tuple[Tensor, ...]
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, segment: Segment, window: int | None) -> _DecodeViews:
+        cache, at = segment.cache, segment.start
+        cache.check(at + 1)
+        first = 0 if window is None else max(at + 1 - window, 0)
+        seen = (slice(None), None, slice(None), slice(first, at + 1))
+        return cls(
+            cache.keys[:, :, at].unbind(),
+            cache.values[:, :, at].unbind(),
+            cache.keys[seen].unbind(),
+            cache.values[seen].unbind(),
+        )
 
 
 def causal_visible(start: int, length: int, window: int | None, device: torch.device) -> Tensor:

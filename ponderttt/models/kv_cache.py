@@ -41,11 +41,15 @@ class KVCache:
             All keys and values of the layer up to there, each [kv_heads, start + T, head_dim].
         """
         end = start + keys.shape[0]
-        if end > self.capacity:
-            raise IndexError(f"position {end - 1} lies beyond a KV cache of {self.capacity}")
+        self.check(end)
         self.keys[layer, :, start:end].copy_(keys.transpose(0, 1))
         self.values[layer, :, start:end].copy_(values.transpose(0, 1))
         return self.keys[layer, :, :end], self.values[layer, :, :end]
+
+    def check(self, end: int) -> None:
+        """Raise IndexError where positions up to `end` - 1 do not fit."""
+        if end > self.capacity:
+            raise IndexError(f"position {end - 1} lies beyond a KV cache of {self.capacity}")
 
     def fork(self) -> KVCache:
         """A copy that goes its own way."""
