@@ -165,8 +165,8 @@ def _fused(
     matrices, biases = [], []
     for part in parts:
         name, shape = f"{block}.{part.name}", (part.in_features, part.out_features)
-        matrix = weights(f"{name}.weight", shape if transposed else shape[::-1])
-        matrices.append(matrix.t() if transposed else matrix)
+        part_weight = weights(f"{name}.weight", shape if transposed else shape[::-1])
+        matrices.append(part_weight.t() if transposed else part_weight)
         if bias:
             biases.append(weights(f"{name}.bias", (part.out_features,)))
         elif f"{name}.bias" in weights:

@@ -52,7 +52,7 @@ class FrozenMatrix:
         if self._packed is None:
             return _unpacked(x, self.weight, bias)
         if x.requires_grad and torch.is_grad_enabled():
-            found: Tensor = _Packed.apply(x, self, bias)
+            found: Tensor = _Packed.apply(x, self, bias)  # type: ignore[no-untyped-call]
             return found
         return self._forward(x, bias)
 
@@ -81,7 +81,7 @@ class _Packed(torch.autograd.Function):
         return matrix._forward(x, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc,no-untyped-call]
+    @once_differentiable
     def backward(
         ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
     ) -> tuple[Tensor, None, None]:
