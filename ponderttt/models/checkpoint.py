@@ -53,7 +53,8 @@ class _Weights:
             raise ModelError(
                 f"{self._path}: {full} is {tensor.dtype}; quantised weights are not supported"
             )
-        return tensor.to(device=self._device, dtype=self._dtype)
+        # A view of the file would keep all of it mapped, beside the fused copies.
+        return tensor.to(device=self._device, dtype=self._dtype, copy=True)
 
 
 def _files(path: Path) -> list[Path]:

@@ -209,7 +209,7 @@ def test_requests_beyond_the_slots_of_the_bank_wait_and_then_run(tiny_llama_dir:
         lone = harness.run(alone, ask(tiny_llama_dir, names.index(name), 40, learn(name)))[0]
         assert outcome.tokens == lone.tokens
         torch.testing.assert_close(
-            harness.weights(core, name), harness.weights(alone, name), atol=2e-5, rtol=0
+            harness.weights(core, name), harness.weights(alone, name), atol=1e-4, rtol=0
         )
 
 
