@@ -8,10 +8,17 @@ on the rows beside it. One or two rows are fastest as a batched product over sli
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+# oneDNN keeps the kernel of every number of rows it has met, about half a megabyte each, a thousand
+# of them in each of two caches. Making one anew takes less than a millisecond. Read at first use.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "128")
 
 # More rows than this are a matter of arithmetic, and BLAS is good at that.
 _NARROW = 192

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,3 +93,28 @@ def test_other_types_are_multiplied_as_they_are() -> None:
         torch.testing.assert_close(matrix(x), F.linear(x, weight), rtol=2e-2, atol=2e-2)
     back = matrix.back(reference.noise(5, 24))
     assert back.dtype == torch.bfloat16
+
+
+def test_memory_stays_bounded_whatever_the_numbers_of_rows() -> None:
+    """In a process of its own, since the limit is read at the first product."""
+    program = """
+import torch
+from ponderttt.models.product import FrozenMatrix
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+x, matrix = torch.randn(700, 64), FrozenMatrix(torch.randn(64, 64))
+with torch.inference_mode():
+    for rows in range(3, 150):
+        matrix(x[:rows])
+    before = resident()
+    for rows in range(150, 700):
+        matrix(x[:rows])
+print(resident() - before)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    # Observed: 26 MB with the limit, 314 MB without.
+    assert int(done.stdout) < 100e6
