@@ -35,11 +35,22 @@ def measure(model: str) -> dict[str, object]:
     layout = AdapterLayout(decoder, lora)
     bank = AdapterBank(layout, 1, torch.device("cpu"), torch.float32)
     state = bank.fresh_state()
+    matrices = [decoder.head, *(linear.matrix for b in decoder.blocks for linear in b.linears())]
+    weights = sum(matrix.weight.nbytes for matrix in matrices)
+    if decoder.head.weight is not decoder.embedding:
+        weights += decoder.embedding.nbytes
+    adaptive = [
+        linear.matrix for b in decoder.blocks[layout.first_layer :] for linear in b.linears()
+    ]
     per_layer = 2 * config.num_kv_heads * config.head_dim * _FLOAT
     return {
         "model": model,
         "rank": lora.rank,
         "weights_on_disk_bytes": sum(f.stat().st_size for f in directory.glob("*.safetensors")),
+        "weights_bytes": weights,
+        # The head and the adaptive blocks once more, for the way back through them.
+        "packed_bytes": sum(matrix.packed_bytes for matrix in matrices)
+        + sum(matrix.weight.nbytes for matrix in [decoder.head, *adaptive]),
         "fast_weights_bytes": state.weights.nbytes,
         "optimiser_bytes": state.first.nbytes + state.second.nbytes,
         "session_bytes": state.nbytes,
