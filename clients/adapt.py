@@ -143,6 +143,14 @@ def adapt(
             help="Larger files are skipped.", envvar="PONDERTTT_ADAPT_MAX_FILE_BYTES", min=1
         ),
     ] = 1 << 20,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            help="Seconds without progress after which to give up.",
+            envvar="PONDERTTT_ADAPT_TIMEOUT",
+            min=1.0,
+        ),
+    ] = 600.0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the result here.", dir_okay=False)
     ] = None,
@@ -166,7 +174,7 @@ def adapt(
         raise InvalidRequestError("--json", f"{json_file.parent} is no directory to write to")
     files, skipped = _find(path, max_file_bytes, console)
     tally, begun = Tally(), time.monotonic()
-    with Client(base_url) as client:
+    with Client(base_url, learning_timeout=timeout) as client:
         if client.session(session) is None:
             client.create_session(session)
             console.print(f"made session {session}")
