@@ -131,7 +131,7 @@ def differing(names: Sequence[str], headers: Sequence[Header]) -> dict[str, dict
     for header in headers:
         line = header.as_dict()
         settings = {f"settings.{name}": value for name, value in line.pop("settings").items()}
-        for name in ("format", "kind", "key_fields", "metrics", "started"):
+        for name in ("format", "kind", "key_fields", "metrics", "started", "run"):
             line.pop(name)
         flat.append(line | settings)
     fields = dict.fromkeys(name for line in flat for name in line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -173,6 +173,7 @@ def repo(
         settings = _settings(sizes, schedule, asking, limit)
         header = _header(client, asking, settings, seed)
         with ResultFile.open(output, header, fresh=fresh) as results:
+            schedule = replace(schedule, run=results.header.run)
             _run(client, asking, schedule, results, limit, exam, quiet)
             _report(results, json_file, exam)
         if keep_sessions:

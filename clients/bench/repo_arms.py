@@ -7,6 +7,7 @@ time (`time`), and spend it on chunks drawn at random, or on every chunk as long
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -173,7 +174,14 @@ def steps(plan: Plan, repository: Repository, arm: Arm) -> Iterator[Step]:
             yield Reading(file)
 
 
-def session_name(plan: Plan, repository: Repository, arm: Arm, seed: int) -> str:
-    """What the server calls the arm's session: at most 128 letters, digits, '.', '_' and '-'."""
+def session_name(run: str, repository: Repository, arm: Arm) -> str:
+    """What the server calls the arm's session: at most 128 letters, digits, '.', '_' and '-'.
+
+    Args:
+        run: of the result file's header.
+        repository, arm: whose session it is.
+    """
+    # What is readable may be the same for two, or cut off.
+    key = hashlib.sha256(f"{run}/{repository.name}/{arm.name}".encode()).hexdigest()
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{repository.name}-{arm.name}").strip("-")
-    return f"bench-{plan.fingerprint()[:8]}-{seed}-{readable}"[:128]
+    return f"bench-{key[:16]}-{readable}"[:128]

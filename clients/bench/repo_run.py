@@ -42,6 +42,7 @@ class Schedule:
         chunk_size: of lessons; None is the server's default.
         seed: of gate `random`.
         keep_sessions: don't delete them at the end of their arm.
+        run: of the result file's header; no other run's sessions have the same names.
     """
 
     plan: Plan
@@ -49,6 +50,7 @@ class Schedule:
     chunk_size: int | None
     seed: int
     keep_sessions: bool
+    run: str = ""
 
     def units(self) -> int:
         """Steps of all arms and repositories."""
@@ -61,7 +63,7 @@ class Schedule:
 
     def session(self, repository: Repository, arm: Arm) -> str:
         """What the server calls the arm's session."""
-        return session_name(self.plan, repository, arm, self.seed)
+        return session_name(self.run, repository, arm)
 
 
 @dataclass(slots=True)

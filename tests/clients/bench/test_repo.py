@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 import clients.api
 import clients.bench.statistics
 from clients.bench.repo import repo
+from clients.bench.repo_arms import make_arms, session_name
+from clients.bench.repo_plan import Repository
 from clients.results import read_results
 from ponderttt.errors import InvalidRequestError, PonderError
 from tests.clients.bench.fake_server import CONTEXT, Cut, FakeServer
@@ -209,6 +211,23 @@ def test_keep_sessions_names_sessions_that_have_learned(run: Run, project: Path)
     empty = FakeServer()
     run(empty, str(project), "--arm", "adapt", "--keep-sessions")
     assert empty.sessions == server.sessions
+
+
+def test_runs_with_one_seed_on_one_server_have_sessions_of_their_own(
+    run: Run, project: Path
+) -> None:
+    server = FakeServer()
+    for output in ("a.jsonl", "b.jsonl"):
+        run(server, str(project), "--arm", "adapt", "--keep-sessions", output=output)
+    assert len(server.sessions) == 4
+
+
+def test_session_names_differ_also_where_they_are_cut_off() -> None:
+    repository = Repository("r" * 200, (), ())
+    arms = make_arms(["adapt"], None, [1.5, 2.0], ["rate"])[1:]
+    names = {session_name("run", repository, arm) for arm in arms}
+    assert len(names) == 2
+    assert {len(name) for name in names} == {128}
 
 
 def test_server_without_sessions_runs_what_it_can(run: Run, project: Path, tmp_path: Path) -> None:
