@@ -236,6 +236,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Everything that may change a result."""
     plan: Plan = schedule.plan
+    dropped = {each.name: list(each.dropped) for each in plan.repositories if each.dropped}
     return {
         "repositories": [repository.name for repository in plan.repositories],
         "texts": plan.fingerprint(),
@@ -246,7 +247,7 @@ def _settings(
         "stuff_tokens": limit,
         "chunk_size": schedule.chunk_size,
         "unrelated": [file.path for file in plan.unrelated],
-    }
+    } | ({"dropped": dropped} if dropped else {})
 
 
 def _header(client: Client, asking: Asking, settings: dict[str, Any], seed: int) -> Header:

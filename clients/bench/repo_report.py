@@ -106,11 +106,21 @@ def table(header: Header, records: Sequence[Record]) -> str:
         [
             markdown(heads, rows),
             note,
+            _not_taught(header),
             "By kind: exact match / edit similarity / loss.",
             _by(list(by_arm.values()), "kind", KINDS),
             "By repository: the same.",
             _by(list(by_arm.values()), "repository", header.settings["repositories"]),
         ]
+    )
+
+
+def _not_taught(header: Header) -> str:
+    dropped = header.settings.get("dropped", {})
+    counts = [f"{len(dropped.get(name, ()))} of {name}" for name in header.settings["repositories"]]
+    return (
+        "Files left out of what is taught, since they hold hidden text or are nearly copies of a "
+        f"file with targets: {', '.join(counts)}."
     )
 
 

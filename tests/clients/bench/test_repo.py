@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -268,6 +269,36 @@ def test_changed_repository_is_refused(run: Run, project: Path, tmp_path: Path) 
     again = run(FakeServer(), str(copy), "--arm", "stuffed")
     assert isinstance(again.exception, InvalidRequestError)
     assert "texts" in str(again.exception)
+
+
+def test_copies_of_files_with_targets_are_not_taught(
+    run: Run, project: Path, tmp_path: Path
+) -> None:
+    doubled = tmp_path / "doubled"
+    shutil.copytree(project, doubled)
+    shutil.copytree(project, doubled / "vendored")
+    result = run(FakeServer(), str(doubled), "--arm", "adapt")
+    assert result.exit_code == 0, result.output
+    header, records = read_results(tmp_path / "r.jsonl")
+    taught = {path for r in records if r["record"] == "lesson" for path in r["files"]}
+    subjects = {r["file"] for r in records if r["record"] == "target"}
+    twins = {p.removeprefix("vendored/") if "vendored" in p else f"vendored/{p}" for p in subjects}
+    assert len(subjects) == len(twins - subjects) == 2
+    assert not twins & taught
+    dropped = header.settings["dropped"]["doubled"]
+    assert twins <= set(dropped)
+    assert f"{len(dropped)} of doubled" in result.output
+
+
+def test_repository_of_copies_alone_is_refused(run: Run, project: Path, tmp_path: Path) -> None:
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    text = (project / "part0.py").read_text()
+    for number in range(4):
+        (copies / f"copy{number}.py").write_text(text)
+    result = run(FakeServer(), str(copies))
+    assert isinstance(result.exception, InvalidRequestError)
+    assert "3 hold hidden text or are copies" in str(result.exception)
 
 
 @pytest.mark.parametrize(
