@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from clients.bench.pairing import Column, columns, difference, markdown, show, show_difference
+from clients.bench.pairing import (
+    INTERVALS,
+    Column,
+    columns,
+    difference,
+    markdown,
+    show,
+    show_difference,
+)
 from clients.bench.repo_targets import KINDS
 from clients.bench.statistics import CONFIDENCE, cluster_by
 from clients.results import Better, Header, Record
@@ -98,9 +106,9 @@ def table(header: Header, records: Sequence[Record]) -> str:
     targets = [record for record in records if record["record"] == "target"]
     resampled = {"repository": "repositories", "file": "files", "unit": "targets"}
     note = (
-        f"Δ: paired difference to `{_BASE}` with its {CONFIDENCE:.0%} bootstrap interval over "
-        f"{resampled[cluster_by(targets)]}. Loss in nats per token; unrelated loss of `{_BASE}` is "
-        "that of every session before it has learned. Cost: nominal, per chunk, × forward."
+        f"Δ: paired difference to `{_BASE}` with its {CONFIDENCE:.0%} interval over "
+        f"{resampled[cluster_by(targets)]} ({INTERVALS}). Loss in nats per token; "
+        f"unrelated loss of `{_BASE}` is that of every session before it has learned. Cost: nominal, per chunk, × forward."
     )
     return "\n\n".join(
         [

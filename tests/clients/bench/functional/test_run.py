@@ -162,7 +162,7 @@ def test_samples_have_seeds_of_their_own_and_pass_at_k(
     lucky = [sum(draw_seed(7, name, s) % 3 == 0 for s in range(4)) for name in WRONG]
     expected = (5 + sum(lucky) / 4) / 8
     assert found["pass_at_k"]["1"]["value"] == pytest.approx(expected)
-    assert found["pass_at_k"]["1"]["method"] == "bootstrap"
+    assert found["pass_at_k"]["1"]["method"] == "t"
 
 
 def test_learning_is_sent_as_it_is_given(run: Run, suite: Suite) -> None:
