@@ -108,7 +108,8 @@ def table(header: Header, records: Sequence[Record]) -> str:
     note = (
         f"Δ: paired difference to `{_BASE}` with its {CONFIDENCE:.0%} interval over "
         f"{resampled[cluster_by(targets)]} ({INTERVALS}). Loss in nats per token; "
-        f"unrelated loss of `{_BASE}` is that of every session before it has learned. Cost: nominal, per chunk, × forward."
+        f"unrelated loss of `{_BASE}` is that of every session before it has learned. "
+        "Cost: nominal, per chunk, × forward."
     )
     return "\n\n".join(
         [
