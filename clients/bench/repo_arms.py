@@ -3,6 +3,18 @@
 An arm `gate@budget` learns under that budget. `random` and `fixed` follow it: they get what it
 spent, as a share of chunks that are updated (`rate`) or as measured cost, which stands for wall
 time (`time`), and spend it on chunks drawn at random, or on every chunk as long as it lasts.
+
+Neither is an exact match, since a client can give the server a gate and a budget, but can't say
+which chunk to update (a chunk sent as a document of its own would be read without what precedes
+it). The server's ledger holds the budget over a request and over any 64 chunks in a row:
+
+- `random` draws each chunk by itself and loses the draws that the ledger refuses, which nothing
+  makes up for. It stays about three points below the rate that it follows: 0.22 for 0.25, 0.47 for
+  0.5, 0.72 for 0.75.
+- `fixed` meets the rate, but not evenly: the updates come at the beginning of a lesson, and then in
+  runs. At 0.25 it updates 16 chunks, skips 48, updates 16, and so on.
+
+What an arm has taken in the end stands in the table as its update rate.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from clients.bench.pairing import (
@@ -116,12 +116,24 @@ def table(header: Header, records: Sequence[Record]) -> str:
             markdown(heads, rows),
             note,
             _not_taught(header),
+            *_followers(by_arm),
             "By kind: exact match / edit similarity / loss.",
             _by(list(by_arm.values()), "kind", KINDS),
             "By repository: the same.",
             _by(list(by_arm.values()), "repository", header.settings["repositories"]),
         ]
     )
+
+
+def _followers(arms: Collection[str]) -> list[str]:
+    """What must be known of arms that follow another, where there are any."""
+    if not any("=" in name for name in arms):
+        return []
+    return [
+        "`random` and `fixed` get what the arm in parentheses has spent; compare their update "
+        "rates: `random` loses draws that its budget refuses, and `fixed` updates the first chunks "
+        "of a lesson rather than every so many."
+    ]
 
 
 def _not_taught(header: Header) -> str:

@@ -91,6 +91,7 @@ def test_repo_runs_all_arms_and_reports_them(run: Run, project: Path, tmp_path: 
     )
     assert adapted["learning"]["update_rate"] == pytest.approx(0.5, abs=0.05)
     assert "| fixed=rate(adapt@2) |" in result.output
+    assert "`random` loses draws that its budget refuses" in result.output
     assert server.sessions == {}
 
 
