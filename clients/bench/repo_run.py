@@ -217,13 +217,16 @@ class Runner:
     ) -> None:
         """Bring the session to where the result file ends: as it is, or by teaching it again.
 
-        A lesson that was cut off is in the session but not in the file; then all is taught again.
+        A lesson that was cut off is in the session but not in the file; then all is taught again,
+        also where it had updated nothing yet: its chunks count in the session's ledger, and the
+        budget allows more after them.
         """
         state = self.client.session(session)
         lessons = self._lessons(repository, arm)
         if taught and state is not None:
-            last = lessons[-1]
-            if (state["version"], state["digest"]) == (last["version"], last["digest"]):
+            last, chunks = lessons[-1], sum(lesson["chunks"] for lesson in lessons)
+            known = (last["version"], last["digest"], chunks)
+            if (state["version"], state["digest"], state["chunks"]) == known:
                 return
         self._forget(session)
         self.client.create_session(session)

@@ -193,6 +193,25 @@ def test_resumed_run_equals_an_uninterrupted_one(
         assert len(again.requests) < len(whole.requests) or cut_at < 10
 
 
+def test_lesson_that_was_cut_off_leaves_nothing_in_the_session(
+    run: Run, project: Path, tmp_path: Path
+) -> None:
+    # Without an update only the session's ledger knows of the lesson.
+    options = ["--arm", "adapt", "--budget", "1", "--keep-sessions"]
+    whole = FakeServer()
+    run(whole, str(project), *options, output="whole.jsonl")
+    lessons = [i for i, (_, path, _) in enumerate(whole.requests) if path.endswith("/adapt")]
+    for cut_at in lessons:
+        server = FakeServer(cut_at=cut_at)
+        with pytest.raises(Cut):
+            run(server, str(project), *options, output=f"{cut_at}.jsonl")
+        again = FakeServer(sessions=server.sessions)
+        assert run(again, str(project), *options, output=f"{cut_at}.jsonl").exit_code == 0
+        assert timeless(tmp_path / f"{cut_at}.jsonl") == timeless(tmp_path / "whole.jsonl")
+        for ours, theirs in zip(again.sessions.values(), whole.sessions.values(), strict=True):
+            assert (ours.chunks, ours.learned) == (theirs.chunks, theirs.learned)
+
+
 def test_finished_run_asks_nothing_more(run: Run, project: Path) -> None:
     run(FakeServer(), str(project))
     server = FakeServer()
