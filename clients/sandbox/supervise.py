@@ -195,16 +195,11 @@ class _Run:
     def outcome(self) -> Outcome:
         """The verdict with all that was seen."""
         assert self.verdict is not None
-        texts = {
-            what: bytes(data).decode("utf-8", "replace") for what, data in self.written.items()
-        }
-        return Outcome(
-            self.verdict,
-            self.detail[:DETAIL_CHARACTERS],
-            seconds=self.seconds,
-            cpu_seconds=self.cpu_seconds,
-            **texts,
+        stdout, stderr = (
+            bytes(self.written[what]).decode("utf-8", "replace") for what in ("stdout", "stderr")
         )
+        detail = self.detail[:DETAIL_CHARACTERS]
+        return Outcome(self.verdict, detail, stdout, stderr, self.seconds, self.cpu_seconds)
 
     def _decide(self, verdict: Verdict, detail: str) -> None:
         """Take the first verdict, unless what is read later overrules it."""

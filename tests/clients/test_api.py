@@ -173,15 +173,15 @@ def test_stream_that_brings_nothing_new_is_given_up(
     assert abs(stream.seconds - lasts) <= 1
 
 
-@pytest.mark.parametrize(("given", "limit"), [({}, 900), ({"learning_timeout": 5.0}, 5)])
+@pytest.mark.parametrize(("given", "limit"), [(None, 900), (5.0, 5)])
 def test_learning_has_a_limit_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, given: dict[str, float], limit: int
+    monkeypatch: pytest.MonkeyPatch, given: float | None, limit: int
 ) -> None:
     stream = Endless(lambda _: ": ping\n\n")
     monkeypatch.setattr("clients.events.time", SimpleNamespace(monotonic=lambda: stream.seconds))
     transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=stream))
     with (
-        Client("http://test", 900.0, transport=transport, **given) as client,
+        Client("http://test", 900.0, learning_timeout=given, transport=transport) as client,
         pytest.raises(SlowError, match=f"for {limit} s"),
     ):
         list(client.adapt("s", [], {}))

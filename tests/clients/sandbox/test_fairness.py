@@ -8,9 +8,20 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from clients.answers import Choice, Completion
+from clients.bench.functional.drive import Unit, make_record
+from clients.bench.functional.humaneval import load_humaneval
+from clients.bench.functional.judge import judge
+from clients.bench.functional.report import summary, table
+from clients.bench.functional.run import KEY_FIELDS, METRICS
+from clients.results import Header
 from clients.sandbox import Limits, Outcome, Sandbox, Verdict
 from clients.sandbox.turns import Turns
 
+SETTINGS = {
+    "part": None, "temperature": 0, "session": None, "problems": 1, "samples": 1, "source": "s",
+    "prompting": "chat", "max_tokens": 9,
+}  # fmt: skip
 LIMITS = Limits(wall_seconds=10.0, cpu_seconds=4.0)
 
 
@@ -59,6 +70,23 @@ def test_program_that_did_not_get_to_work_runs_once_more(
     assert outcome.verdict is verdict
     assert outcome.ran_again == (second is not None)
     assert sandbox.outcomes == {"p": []}
+
+
+def test_second_run_counts_and_is_told() -> None:
+    suite = load_humaneval(None)
+    problem = suite.problems[0]
+    program = problem.program(problem.solution)
+    again = judge(Scripted({program: [timed_out(0.1), PASSED]}), LIMITS, problem, problem.solution)
+    assert again.passed
+    answer = Completion((Choice("x", "stop", None),), 1, 1, None, {}, 0.1)
+    record = make_record(Unit(problem, 0), answer, problem.solution, again)
+    assert record["ran_again"] == 1
+    header = Header("humaneval", 0, "m", "http://here", None, SETTINGS, KEY_FIELDS, METRICS)
+    found = summary(header, [record], [1])
+    assert found["ran_again"] == 1
+    assert "1 programs used up their wall time" in table(found, None)
+    del record["ran_again"]
+    assert summary(header, [record], [1])["ran_again"] == 0
 
 
 def test_second_run_has_none_beside_it() -> None:
