@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Files of one request; the fewer, the less an interruption costs.
 _BATCH_FILES, _BATCH_BYTES = 64, 1 << 19
 _ACTIONS = ("SKIP", "UPDATE_1", "UPDATE_2", "UPDATE_4")
+# Of the session as the server has it, since it was made.
+_LEDGER = ("chunks", "learned_tokens", "chunks_by_action", "cost")
 
 
 @dataclass(slots=True)
@@ -143,6 +145,14 @@ def adapt(
             help="Larger files are skipped.", envvar="PONDERTTT_ADAPT_MAX_FILE_BYTES", min=1
         ),
     ] = 1 << 20,
+    timeout: Annotated[
+        float,
+        typer.Option(
+            help="Seconds without progress after which to give up.",
+            envvar="PONDERTTT_ADAPT_TIMEOUT",
+            min=1.0,
+        ),
+    ] = 600.0,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the result here.", dir_okay=False)
     ] = None,
@@ -166,7 +176,7 @@ def adapt(
         raise InvalidRequestError("--json", f"{json_file.parent} is no directory to write to")
     files, skipped = _find(path, max_file_bytes, console)
     tally, begun = Tally(), time.monotonic()
-    with Client(base_url) as client:
+    with Client(base_url, learning_timeout=timeout) as client:
         if client.session(session) is None:
             client.create_session(session)
             console.print(f"made session {session}")
@@ -177,7 +187,10 @@ def adapt(
                 f"interrupted after {len(tally.documents)} of {len(files)} files; run the same "
                 "command again to go on (what was learned is remembered)"
             ) from None
+        in_all = _ledger(client, session)
     result = tally.as_dict(session, time.monotonic() - begun, skipped)
+    # What an interrupted run has learned and spent is in the session's own ledger only.
+    result["session_in_all"] = in_all
     Console().print(_table(result))
     if json_file is not None:
         try:
@@ -243,6 +256,17 @@ def _teach(
             progress.update(task, completed=behind)
 
 
+def _ledger(client: Client, session: str) -> dict[str, Any]:
+    from clients.api import ServerError
+
+    try:
+        state = client.session(session) or {}
+    except ServerError:
+        # The result of a long work is not to be lost for it.
+        state = {}
+    return {name: state.get(name) for name in _LEDGER}
+
+
 def _batches(files: Sequence[TextFile]) -> Iterator[list[TextFile]]:
     batch: list[TextFile] = []
     size = 0
@@ -277,10 +301,21 @@ def _table(result: dict[str, Any]) -> Table:
         "cost per chunk": f"{cost['nominal']:.2f} nominal, {cost['measured']:.2f} measured",
         "version": f"{result['version_before']} to {result['version_after']}",
         "seconds": f"{result['seconds']:.1f}",
+        "session in all": _in_all(result["session_in_all"]),
     }
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def _in_all(state: dict[str, Any]) -> str:
+    cost = state["cost"]
+    if cost is None:
+        return "unknown"
+    return (
+        f"{state['chunks']} chunks, {state['learned_tokens']:,} tokens learned, cost per chunk "
+        f"{cost['nominal']:.2f} nominal, {cost['measured']:.2f} measured"
+    )
 
 
 def _nats(loss: float | None) -> str:

@@ -43,8 +43,9 @@ class Client:
 
     Args:
         base_url: with or without `/v1`.
-        timeout: seconds to connect, and to wait for an answer, or in a stream for its next piece.
-            Learning takes as long as it takes.
+        timeout: seconds to connect, and to wait for an answer, or in a stream for its next event.
+        learning_timeout: seconds until learning has come on by a chunk; None: `timeout`, but 600
+            at least. In all, learning takes as long as it takes.
         api_key: sent as a bearer token.
         retries: times that a request is sent again after 429 or 503.
         transport: instead of the network, for tests.
@@ -55,12 +56,14 @@ class Client:
         base_url: str,
         timeout: float = 30.0,
         *,
+        learning_timeout: float | None = None,
         api_key: str | None = None,
         retries: int = 10,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.base_url = wire.public_url(base_url)
         self._timeout = timeout
+        self._learning_timeout = learning_timeout or max(timeout, calls.LEARNING_SECONDS)
         self._backoff = Backoff(retries)
         with wire.translated(self.base_url, timeout):
             self._http = httpx.Client(
@@ -204,18 +207,18 @@ class Client:
 
     def _chunks(self, call: Call) -> Iterator[CompletionChunk]:
         with self._answer(call) as (response, begun):
-            for raw in self._events(response):
+            for raw in self._events(response, call):
                 yield from answers.chunks(raw, time.perf_counter() - begun)
 
     def _objects(self, call: Call) -> Iterator[dict[str, Any]]:
         with self._answer(call) as (response, _):
-            yield from self._events(response)
+            yield from self._events(response, call)
 
     @contextmanager
     def _answer(self, call: Call) -> Iterator[tuple[httpx.Response, float]]:
         """The first answer that counts and is no error, and when it was asked for."""
-        seconds = call.timeout or self._timeout
-        limits = httpx.Timeout(seconds, read=None if call.patient else seconds)
+        seconds = self._seconds(call)
+        limits = httpx.Timeout(call.timeout or self._timeout, read=seconds)
         attempt = 0
         while True:
             begun = time.perf_counter()
@@ -244,12 +247,19 @@ class Client:
                 raise TimeoutError
         return wire.read_answer(response, bytes(content))
 
-    @staticmethod
-    def _events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    def _events(self, response: httpx.Response, call: Call) -> Iterator[dict[str, Any]]:
         events.check_stream(response)
         parser = events.EventParser()
+        patience = events.Patience(self.base_url, self._seconds(call))
         for piece in response.iter_bytes():
-            yield from parser.feed(piece)
+            for event in parser.feed(piece):
+                yield event
+                patience.note(event)
             if parser.done:
                 return
+            patience.check()
         parser.finish()
+
+    def _seconds(self, call: Call) -> float:
+        """Until an answer, in a stream until its next event."""
+        return call.timeout or (self._learning_timeout if call.learns else self._timeout)

@@ -29,12 +29,14 @@ class AsyncClient:
         base_url: str,
         timeout: float = 30.0,
         *,
+        learning_timeout: float | None = None,
         api_key: str | None = None,
         retries: int = 10,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.base_url = wire.public_url(base_url)
         self._timeout = timeout
+        self._learning_timeout = learning_timeout or max(timeout, calls.LEARNING_SECONDS)
         self._backoff = Backoff(retries)
         with wire.translated(self.base_url, timeout):
             self._http = httpx.AsyncClient(
@@ -149,7 +151,7 @@ class AsyncClient:
     async def _chunks(self, call: Call) -> AsyncGenerator[CompletionChunk]:
         async with (
             self._answer(call) as (response, begun),
-            aclosing(self._events(response)) as found,
+            aclosing(self._events(response, call)) as found,
         ):
             async for raw in found:
                 for chunk in answers.chunks(raw, time.perf_counter() - begun):
@@ -158,7 +160,7 @@ class AsyncClient:
     async def _objects(self, call: Call) -> AsyncGenerator[dict[str, Any]]:
         async with (
             self._answer(call) as (response, _),
-            aclosing(self._events(response)) as found,
+            aclosing(self._events(response, call)) as found,
         ):
             async for raw in found:
                 yield raw
@@ -166,8 +168,8 @@ class AsyncClient:
     @asynccontextmanager
     async def _answer(self, call: Call) -> AsyncIterator[tuple[httpx.Response, float]]:
         """The first answer that counts and is no error, and when it was asked for."""
-        seconds = call.timeout or self._timeout
-        limits = httpx.Timeout(seconds, read=None if call.patient else seconds)
+        seconds = self._seconds(call)
+        limits = httpx.Timeout(call.timeout or self._timeout, read=seconds)
         attempt = 0
         while True:
             begun = time.perf_counter()
@@ -192,13 +194,19 @@ class AsyncClient:
                 content += piece
         return wire.read_answer(response, bytes(content))
 
-    @staticmethod
-    async def _events(response: httpx.Response) -> AsyncGenerator[dict[str, Any]]:
+    async def _events(self, response: httpx.Response, call: Call) -> AsyncGenerator[dict[str, Any]]:
         events.check_stream(response)
         parser = events.EventParser()
+        patience = events.Patience(self.base_url, self._seconds(call))
         async for piece in response.aiter_bytes():
             for event in parser.feed(piece):
                 yield event
+                patience.note(event)
             if parser.done:
                 return
+            patience.check()
         parser.finish()
+
+    def _seconds(self, call: Call) -> float:
+        """Until an answer, in a stream until its next event."""
+        return call.timeout or (self._learning_timeout if call.learns else self._timeout)

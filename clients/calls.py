@@ -11,6 +11,8 @@ from ponderttt.errors import InvalidRequestError
 
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 Message = Mapping[str, Any]
+#: A chunk may wait behind others that are learned.
+LEARNING_SECONDS = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +21,15 @@ class Call:
 
     Args:
         method, path, body: of HTTP.
-        timeout: seconds until an answer, in a stream until its next piece; None: the client's.
-        patient: take any time until the next piece.
+        timeout: seconds until an answer, in a stream until its next event; None: the client's.
+        learns: the answer tells how learning comes on, for which the client has a limit of its own.
     """
 
     method: str
     path: str
     body: Mapping[str, Any] | None = None
     timeout: float | None = None
-    patient: bool = False
+    learns: bool = False
 
 
 class ChatOptions(TypedDict, total=False):
@@ -41,7 +43,7 @@ class ChatOptions(TypedDict, total=False):
     stop: texts that end the answer.
     seed: the same gives the same text.
     ttt: test-time training; only our server knows it.
-    timeout: seconds until an answer, in a stream until its next piece.
+    timeout: seconds until an answer, in a stream until its next event.
     extra: further fields of the body, for servers that have them.
     """
 
@@ -113,9 +115,9 @@ def session_path(name: str, *rest: str) -> str:
 def adapt_call(
     session: str, documents: Sequence[Mapping[str, str]], options: Mapping[str, Any]
 ) -> Call:
-    """`POST /v1/sessions/{id}/adapt`; learning may take any time."""
+    """`POST /v1/sessions/{id}/adapt`; learning may take any time, as long as it comes on."""
     body = {**options, "documents": list(documents), "stream": True}
-    return Call("POST", session_path(session, "adapt"), body, patient=True)
+    return Call("POST", session_path(session, "adapt"), body, learns=True)
 
 
 def tokenize_calls(text: str) -> tuple[Call, Call]:

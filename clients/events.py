@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from clients.wire import (
     AnswerError,
     BrokenAnswerError,
     ServerError,
+    SlowError,
     foreign,
     media_type,
     snippet,
@@ -82,6 +84,53 @@ class EventParser:
         if not self.done and "".join([*self._data, rest]).strip() != _DONE:
             raise BrokenAnswerError(
                 0, f"the server broke off in the middle of its answer (after {self.count} events)"
+            )
+
+
+@dataclass(slots=True)
+class Patience:
+    """Ends a stream that goes on without bringing anything.
+
+    Comments (`: ping`) and pieces of an event that never ends keep a connection alive, but are no
+    news; neither is an event whose `progress` is no further than that of those before it.
+
+    Args:
+        base_url: of the server, for the message.
+        seconds: that may pass from one piece of news to the next.
+    """
+
+    base_url: str
+    seconds: float
+    _heard: float = field(init=False)
+    _done: float = -1
+    _total: float | None = None
+
+    def __post_init__(self) -> None:
+        self._heard = time.monotonic()
+
+    def note(self, event: Mapping[str, Any]) -> None:
+        """An event has come, and whoever asked for it is done with it."""
+        progress = event.get("progress")
+        if isinstance(progress, list) and len(progress) == 2:
+            done, total = progress
+            # One that grows as fast as what is done is never reached.
+            self._total = total if self._total is None else self._total
+            if not self._done < done <= self._total:
+                return
+            self._done = done
+        self._heard = time.monotonic()
+
+    def check(self) -> None:
+        """Bytes have come.
+
+        Raises:
+            SlowError: there was no news for too long.
+        """
+        if time.monotonic() - self._heard > self.seconds:
+            raise SlowError(
+                0,
+                f"{self.base_url} sent nothing new for {self.seconds:g} s in the middle of its "
+                "answer; it may be busy: wait, or allow more time",
             )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,8 @@ class Header:
         key_fields: fields of a record that together name its unit of work.
         metrics: fields of a record that are compared, and which way is better.
         started: ISO 8601.
+        run: no other run has it, and one that goes on keeps it; for names on a server that others
+            use, too.
     """
 
     kind: str
@@ -63,6 +66,7 @@ class Header:
     key_fields: Sequence[str]
     metrics: Mapping[str, Better]
     started: str = field(default_factory=_now)
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def as_dict(self) -> Record:
         """The first line of the file, as JSON gives it back."""
@@ -77,6 +81,7 @@ class Header:
             "key_fields": list(self.key_fields),
             "metrics": dict(self.metrics),
             "started": self.started,
+            "run": self.run,
         }
         answer: Record = json.loads(json.dumps(line, allow_nan=False))
         return answer
@@ -231,6 +236,8 @@ def _header(path: Path, line: bytes) -> Header:
             raise InvalidRequestError(
                 "path", f"{path} has another format than {FORMAT}; run the benchmark again"
             )
+        # Files of earlier versions have none.
+        fields.setdefault("run", fields["started"])
         return Header(**fields)
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         if isinstance(error, InvalidRequestError):

@@ -131,7 +131,7 @@ def differing(names: Sequence[str], headers: Sequence[Header]) -> dict[str, dict
     for header in headers:
         line = header.as_dict()
         settings = {f"settings.{name}": value for name, value in line.pop("settings").items()}
-        for name in ("format", "kind", "key_fields", "metrics", "started"):
+        for name in ("format", "kind", "key_fields", "metrics", "started", "run"):
             line.pop(name)
         flat.append(line | settings)
     fields = dict.fromkeys(name for line in flat for name in line)
@@ -164,7 +164,7 @@ def _short_names(files: Sequence[Path]) -> list[str]:
 
 def comparison_text(found: dict[str, Any]) -> str:
     """What `compared` found, as Markdown."""
-    from clients.bench.pairing import markdown, show, show_difference
+    from clients.bench.pairing import INTERVALS, markdown, show, show_difference
     from clients.bench.statistics import Difference
 
     titles = list(found["columns"])
@@ -187,7 +187,7 @@ def comparison_text(found: dict[str, Any]) -> str:
     parts = [
         markdown([found["kind"], *titles], rows),
         f"After the mean: paired difference to `{found['base']}` with its "
-        f"{found['confidence']:.0%} bootstrap interval, over the n units that both have.",
+        f"{found['confidence']:.0%} interval ({INTERVALS}), over the n units that both have.",
     ]
     if found["differing"]:
         heads = ["setting", *next(iter(found["differing"].values()))]

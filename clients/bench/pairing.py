@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clients.bench.statistics import Difference, cluster_by, cluster_of, paired_difference
+from clients.bench.statistics import (
+    LEAST_RESAMPLED,
+    Difference,
+    cluster_by,
+    cluster_of,
+    paired_difference,
+)
 from clients.results import Header, Key, Record
 
 # They tell variants and repeats apart, not units.
@@ -94,8 +100,16 @@ def show_difference(value: Difference | None) -> str:
     if value is None:
         return "–"
     if value.low is None or value.high is None:
-        return f"{value.estimate:+.3f}"
-    return f"{value.estimate:+.3f} [{value.low:+.3f}, {value.high:+.3f}]"
+        return f"{value.estimate:+.3f} [–]"
+    by = "; t" if value.method == "t" else ""
+    return f"{value.estimate:+.3f} [{value.low:+.3f}, {value.high:+.3f}{by}]"
+
+
+#: What the ends of `show_difference` mean.
+INTERVALS = (
+    f"by BCa bootstrap, or, marked t, where there are fewer than {LEAST_RESAMPLED} to resample, by "
+    "Student's t; [–] where all say the same or there is but one, so that none can be given"
+)
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -69,7 +69,9 @@ def repo(
         Literal["rate", "time", "both"],
         typer.Option(
             help="What arms random and fixed share with the one they follow: the share of chunks "
-            "updated, or the measured cost.",
+            "updated, or the measured cost. random stays about 3 points below the share, since the "
+            "server refuses draws beyond the budget; fixed updates first and skips later, not "
+            "evenly.",
             envvar="PONDERTTT_REPO_MATCH",
         ),
     ] = "rate",
@@ -173,6 +175,7 @@ def repo(
         settings = _settings(sizes, schedule, asking, limit)
         header = _header(client, asking, settings, seed)
         with ResultFile.open(output, header, fresh=fresh) as results:
+            schedule = replace(schedule, run=results.header.run)
             _run(client, asking, schedule, results, limit, exam, quiet)
             _report(results, json_file, exam)
         if keep_sessions:
@@ -235,6 +238,7 @@ def _settings(
 ) -> dict[str, Any]:
     """Everything that may change a result."""
     plan: Plan = schedule.plan
+    dropped = {each.name: list(each.dropped) for each in plan.repositories if each.dropped}
     return {
         "repositories": [repository.name for repository in plan.repositories],
         "texts": plan.fingerprint(),
@@ -245,7 +249,7 @@ def _settings(
         "stuff_tokens": limit,
         "chunk_size": schedule.chunk_size,
         "unrelated": [file.path for file in plan.unrelated],
-    }
+    } | ({"dropped": dropped} if dropped else {})
 
 
 def _header(client: Client, asking: Asking, settings: dict[str, Any], seed: int) -> Header:

@@ -2,6 +2,7 @@
 
 A repository's files near the ones with targets are its context: they are taught, or stuffed into
 the prompt. The files with targets are taught, too, but each only after its targets were asked for.
+What would give a target away before is not taught at all (`clients.bench.repo_leaks`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
+from clients.bench.repo_leaks import Text, gives_away
 from clients.bench.repo_targets import KINDS, Target, draw_targets
 from clients.files import Skipped, TextFile, text_files
 from ponderttt.errors import InvalidRequestError
@@ -65,11 +67,14 @@ class Repository:
         name: in the result file.
         context: taught before any target is asked for; the nearest to the subjects come last.
         subjects: in the order in which they are asked and then taught.
+        dropped: files that are left out of the context, since they hold hidden text or are nearly
+            a copy of a subject.
     """
 
     name: str
     context: tuple[TextFile, ...]
     subjects: tuple[Subject, ...]
+    dropped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +152,9 @@ def _draw(name: str, root: Path, sizes: Sizes, rng: random.Random) -> Repository
             break
         if file.text.count("\n") < _LEAST_LINES:
             continue
-        if targets := _try_draw(file, sizes, rng):
-            subjects.append(Subject(file, targets))
+        targets = _try_draw(file, sizes, rng)
+        if targets and not _entangled(subjects, drawn := Subject(file, targets)):
+            subjects.append(drawn)
     if not subjects:
         raise InvalidRequestError(
             "path",
@@ -158,12 +164,27 @@ def _draw(name: str, root: Path, sizes: Sizes, rng: random.Random) -> Repository
     subjects.sort(key=lambda subject: subject.file.path)
     taken = {subject.file.path for subject in subjects}
     others = [file for file in files if file.path not in taken]
-    context = _context(others, sorted(taken), sizes)
+    dropped = {file.path for file in others if _gives_away(file, subjects)}
+    context = _context([f for f in others if f.path not in dropped], sorted(taken), sizes)
     if not context:
         raise InvalidRequestError(
-            "path", f"{root} has no Python file left to teach; name another, or fewer --files"
+            "path",
+            f"{root} has no Python file left to teach ({len(dropped)} hold hidden text or are "
+            "copies); name another, or fewer --files",
         )
-    return Repository(name, context, tuple(subjects))
+    return Repository(name, context, tuple(subjects), tuple(sorted(dropped)))
+
+
+def _entangled(subjects: Sequence[Subject], other: Subject) -> bool:
+    """Whether one of them, taught after its targets were asked for, gives the other's away."""
+    return _gives_away(other.file, subjects) or any(
+        _gives_away(subject.file, [other]) for subject in subjects
+    )
+
+
+def _gives_away(file: TextFile, subjects: Sequence[Subject]) -> bool:
+    text = Text(file.text)
+    return any(gives_away(text, subject.file.text, subject.targets) for subject in subjects)
 
 
 def _try_draw(file: TextFile, sizes: Sizes, rng: random.Random) -> tuple[Target, ...]:

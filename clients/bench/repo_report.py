@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-from clients.bench.pairing import Column, columns, difference, markdown, show, show_difference
+from clients.bench.pairing import (
+    INTERVALS,
+    Column,
+    columns,
+    difference,
+    markdown,
+    show,
+    show_difference,
+)
 from clients.bench.repo_targets import KINDS
 from clients.bench.statistics import CONFIDENCE, cluster_by
 from clients.results import Better, Header, Record
@@ -98,19 +106,42 @@ def table(header: Header, records: Sequence[Record]) -> str:
     targets = [record for record in records if record["record"] == "target"]
     resampled = {"repository": "repositories", "file": "files", "unit": "targets"}
     note = (
-        f"Δ: paired difference to `{_BASE}` with its {CONFIDENCE:.0%} bootstrap interval over "
-        f"{resampled[cluster_by(targets)]}. Loss in nats per token; unrelated loss of `{_BASE}` is "
-        "that of every session before it has learned. Cost: nominal, per chunk, × forward."
+        f"Δ: paired difference to `{_BASE}` with its {CONFIDENCE:.0%} interval over "
+        f"{resampled[cluster_by(targets)]} ({INTERVALS}). Loss in nats per token; "
+        f"unrelated loss of `{_BASE}` is that of every session before it has learned. "
+        "Cost: nominal, per chunk, × forward."
     )
     return "\n\n".join(
         [
             markdown(heads, rows),
             note,
+            _not_taught(header),
+            *_followers(by_arm),
             "By kind: exact match / edit similarity / loss.",
             _by(list(by_arm.values()), "kind", KINDS),
             "By repository: the same.",
             _by(list(by_arm.values()), "repository", header.settings["repositories"]),
         ]
+    )
+
+
+def _followers(arms: Collection[str]) -> list[str]:
+    """What must be known of arms that follow another, where there are any."""
+    if not any("=" in name for name in arms):
+        return []
+    return [
+        "`random` and `fixed` get what the arm in parentheses has spent; compare their update "
+        "rates: `random` loses draws that its budget refuses, and `fixed` updates the first chunks "
+        "of a lesson rather than every so many."
+    ]
+
+
+def _not_taught(header: Header) -> str:
+    dropped = header.settings.get("dropped", {})
+    counts = [f"{len(dropped.get(name, ()))} of {name}" for name in header.settings["repositories"]]
+    return (
+        "Files left out of what is taught, since they hold hidden text or are nearly copies of a "
+        f"file with targets: {', '.join(counts)}."
     )
 
 

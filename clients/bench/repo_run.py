@@ -42,6 +42,7 @@ class Schedule:
         chunk_size: of lessons; None is the server's default.
         seed: of gate `random`.
         keep_sessions: don't delete them at the end of their arm.
+        run: of the result file's header; no other run's sessions have the same names.
     """
 
     plan: Plan
@@ -49,6 +50,7 @@ class Schedule:
     chunk_size: int | None
     seed: int
     keep_sessions: bool
+    run: str = ""
 
     def units(self) -> int:
         """Steps of all arms and repositories."""
@@ -61,7 +63,7 @@ class Schedule:
 
     def session(self, repository: Repository, arm: Arm) -> str:
         """What the server calls the arm's session."""
-        return session_name(self.plan, repository, arm, self.seed)
+        return session_name(self.run, repository, arm)
 
 
 @dataclass(slots=True)
@@ -215,13 +217,16 @@ class Runner:
     ) -> None:
         """Bring the session to where the result file ends: as it is, or by teaching it again.
 
-        A lesson that was cut off is in the session but not in the file; then all is taught again.
+        A lesson that was cut off is in the session but not in the file; then all is taught again,
+        also where it had updated nothing yet: its chunks count in the session's ledger, and the
+        budget allows more after them.
         """
         state = self.client.session(session)
         lessons = self._lessons(repository, arm)
         if taught and state is not None:
-            last = lessons[-1]
-            if (state["version"], state["digest"]) == (last["version"], last["digest"]):
+            last, chunks = lessons[-1], sum(lesson["chunks"] for lesson in lessons)
+            known = (last["version"], last["digest"], chunks)
+            if (state["version"], state["digest"], state["chunks"]) == known:
                 return
         self._forget(session)
         self.client.create_session(session)

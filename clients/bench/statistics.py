@@ -1,7 +1,13 @@
-"""Intervals of paired differences, by scipy's BCa bootstrap (Efron, 1987).
+"""Intervals of paired differences.
 
-Units of one repository, or of one file, depend on each other. So clusters are resampled, never
-units: repositories where there are at least four, else files, else the units themselves.
+Units of one repository, or of one file, depend on each other. So clusters are what is counted,
+never units: repositories where there are at least four, else files, else the units themselves.
+
+From 20 clusters on, they are resampled: scipy's BCa bootstrap (Efron, 1987). With fewer that is too
+narrow (a nominal 95% over four covers about 80%), and Student's t over the clusters is taken: of
+four it covers 95% where they are alike in size and their means normal, 87% where those are skewed
+and the sizes are not alike. Where all clusters say the same, neither knows anything of the others
+that there may be: there is no interval.
 """
 
 from __future__ import annotations
@@ -9,7 +15,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ponderttt.errors import UnavailableError
@@ -18,7 +24,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ClusterBy = Literal["repository", "file", "unit"]
+Method = Literal["t", "bootstrap"]
 CONFIDENCE, RESAMPLES = 0.95, 9999
+#: Clusters from which on they are resampled.
+LEAST_RESAMPLED = 20
 #: Fewer repositories say too little about others.
 LEAST_REPOSITORIES = 4
 
@@ -29,8 +38,10 @@ class Difference:
 
     Args:
         estimate: mean over all units.
-        low, high: ends of the interval; None where there is but one cluster.
+        low, high: ends of the interval; None where there is but one cluster, or where all say the
+            same.
         units, clusters: how many.
+        method: of the interval; None where there is none.
     """
 
     estimate: float
@@ -38,12 +49,13 @@ class Difference:
     high: float | None
     units: int
     clusters: int
+    method: Method | None = None
 
-    def as_dict(self) -> dict[str, float | int | None]:
+    def as_dict(self) -> dict[str, float | int | str | None]:
         """For JSON."""
         return {
             "estimate": self.estimate, "low": self.low, "high": self.high,
-            "units": self.units, "clusters": self.clusters,
+            "units": self.units, "clusters": self.clusters, "method": self.method,
         }  # fmt: skip
 
 
@@ -86,19 +98,42 @@ def paired_difference(
     for cluster, value in zip(clusters, differences, strict=True):
         sums[cluster].append(float(value))
     estimate = sum(differences) / len(differences)
+    none = Difference(estimate, None, None, len(differences), len(sums))
     if len(sums) == 1:
-        return Difference(estimate, None, None, len(differences), 1)
-    low, high = _ends([sum(v) for v in sums.values()], [len(v) for v in sums.values()], seed)
-    return Difference(estimate, low, high, len(differences), len(sums))
-
-
-def _ends(totals: Sequence[float], counts: Sequence[int], seed: int) -> tuple[float, float]:
-    """Ends of the interval of sum(totals) / sum(counts) over resampled clusters."""
+        return none
     try:
-        import numpy as np
-        from scipy.stats import DegenerateDataWarning, bootstrap
+        import scipy.stats  # noqa: F401
     except ImportError as error:
         raise UnavailableError("intervals need scipy: `pip install 'ponderttt[bench]'`") from error
+    totals, counts = [sum(v) for v in sums.values()], [len(v) for v in sums.values()]
+    method: Method = "t" if len(sums) < LEAST_RESAMPLED else "bootstrap"
+    low, high = _student(totals, counts) if method == "t" else _bootstrap(totals, counts, seed)
+    # Means of equal values may differ in their last digits.
+    if high - low <= 1e-9 * max(map(abs, differences)):
+        return none
+    return replace(none, low=low, high=high, method=method)
+
+
+def _student(totals: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+    """Ends of the interval of sum(totals) / sum(counts): Student's t on the delete-one jackknife.
+
+    Source: Miller, "The jackknife – a review", Biometrika 61 (1974), section 2.
+    """
+    import numpy as np
+    from scipy.stats import t
+
+    above, below = np.asarray(totals, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    estimate, clusters = above.sum() / below.sum(), len(above)
+    without_one = (above.sum() - above) / (below.sum() - below)
+    variance = (clusters - 1) / clusters * np.square(without_one - estimate).sum()
+    half = t.ppf((1 + CONFIDENCE) / 2, clusters - 1) * np.sqrt(variance)
+    return float(estimate - half), float(estimate + half)
+
+
+def _bootstrap(totals: Sequence[float], counts: Sequence[int], seed: int) -> tuple[float, float]:
+    """Ends of the interval of sum(totals) / sum(counts) over resampled clusters."""
+    import numpy as np
+    from scipy.stats import DegenerateDataWarning, bootstrap
 
     def ratio(
         above: NDArray[np.float64], below: NDArray[np.float64], axis: int = -1

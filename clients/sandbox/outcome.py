@@ -58,6 +58,8 @@ assert set(_LEAST) == {field.name for field in fields(Limits)}
 
 
 DEFAULTS = Limits()
+# Share of its time for which a program that is not kept waiting has a processor, at least.
+_WORKED = 0.5
 
 
 class Verdict(StrEnum):
@@ -90,6 +92,8 @@ class Outcome:
         stdout, stderr: what it wrote, together at most `limits.output_bytes`; undecodable bytes
             are replaced.
         seconds: from start to end.
+        cpu_seconds: of processor time, where the wall time was used up; None elsewhere.
+        ran_again: it is of a second run, see `Sandbox.run_fairly`.
     """
 
     verdict: Verdict
@@ -97,6 +101,18 @@ class Outcome:
     stdout: str
     stderr: str
     seconds: float
+    cpu_seconds: float | None = None
+    ran_again: bool = False
+
+    def is_starved(self, limits: Limits) -> bool:
+        """Whether it had to wait rather than to work until its wall time was up.
+
+        Args:
+            limits: of the run.
+        """
+        return self.cpu_seconds is not None and self.cpu_seconds < _WORKED * min(
+            limits.wall_seconds, limits.cpu_seconds
+        )
 
     @property
     def passed(self) -> bool:

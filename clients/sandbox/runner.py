@@ -20,9 +20,12 @@ The pipes are known by their identity, not by their numbers alone, and only this
 What remains possible: bugs of the interpreter, crafted bytecode among them; code that disguises
 itself as the library's to look at the check's frames, or that reaches them from a frame of a
 generator which it kept from before, and copies the expected values or the check's names from
-there; results that lie within the language's rules where `compare` doesn't look (inside `unittest`,
-say); a patch of the library that is made and undone while the check runs; a thread that exchanges a
-pipe just between a look at it and its use. None of that happens by accident.
+there; results that lie within the language's rules where `compare` doesn't look: in chains whose
+later operands are more than constants, in methods of `unittest` that are given their arguments by
+name or are not in `checks._ASSERTIONS`, in functions of the library, in an order that is denied
+(`if x > 1: raise`) and in the truth of a result; a patch of the library that is made and undone
+while the check runs; a thread that exchanges a pipe just between a look at it and its use. None of
+that happens by accident.
 
 A message to the host is a kind, the length of its text (2 bytes) and the text.
 """
@@ -65,6 +68,7 @@ COMPARISONS = {
     "__le__": operator.le,
     "__gt__": operator.gt,
     "__ge__": operator.ge,
+    "__ne__": operator.ne,
 }
 PLAIN = frozenset(
     {bool, bytes, complex, dict, float, frozenset, int, list, set, str, tuple, type(None)}
@@ -109,9 +113,11 @@ def prepare() -> tuple[list[Callable[..., Any]], list[bytes], bytes]:
     flush = partial(flush_all, (sys.stdout.flush, sys.stderr.flush))
     # Found by the check only, not by the program, which can patch the module `builtins`.
     pristine = dict(vars(builtins))
-    pristine["__compare__"] = partial(
-        compare, COMPARISONS, PLAIN, HEAP_TYPE, tell, os._exit, sys.modules
+    vouch = partial(
+        refuse_lies, frozenset(COMPARISONS), PLAIN, HEAP_TYPE, tell, os._exit, sys.modules
     )
+    pristine["__compare__"] = partial(compare, COMPARISONS, operator.contains, vouch)
+    pristine["__assertion__"] = partial(assertion, vouch)
     fail = partial(report, tell, os._exit, flush, sys.__excepthook__)
     sys.addaudithook(partial(refuse, tell, os._exit, SEARCHES, prefixes()))
     hooks = (
@@ -361,13 +367,43 @@ def refuse_frames(
 
 
 def compare(
-    comparisons: dict[str, Any], plain: frozenset[type], heap_type: int, tell: Tell, exit_: Any,
-    modules: dict[str, Any], method: str, left: Any, right: Any,
+    comparisons: dict[str, Any], contains: Any, vouch: Any, methods: tuple[str, ...], left: Any,
+    *others: Any,
 ) -> Any:  # fmt: skip
-    """A comparison in the check; true by the program's own say-so, it is no comparison.
+    """A comparison in the check, or a chain of them."""
+    answer: Any = True
+    for method, right in zip(methods, others, strict=True):
+        if method in ("in", "not in"):
+            claimed = contains(right, left)
+            answer = claimed if method == "in" else not claimed
+        else:
+            answer = comparisons[method](left, right)
+            claimed = not answer if method == "__ne__" else answer
+        if claimed:
+            vouch(method, left, right)
+        if len(methods) > 1 and not answer:
+            break
+        left = right
+    return answer
+
+
+def assertion(
+    vouch: Any, method: str, assert_: Any, left: Any, right: Any, *rest: Any, **named: Any
+) -> Any:
+    """A call of a method of `unittest` that returns if its arguments compare so."""
+    answer = assert_(left, right, *rest, **named)
+    vouch(method, left, right)
+    return answer
+
+
+def refuse_lies(
+    comparisons: frozenset[str], plain: frozenset[type], heap_type: int, tell: Tell, exit_: Any,
+    modules: dict[str, Any], method: str, left: Any, right: Any,
+) -> None:  # fmt: skip
+    """End a process whose comparison held by the program's own say-so, which is no comparison.
 
     A value whose class the program has defined, with comparisons of its own, may say that it
-    equals the plain value that the check expects.
+    equals the plain value that the check expects, or one in the plain collection.
     """
 
     def is_plain(kind: type) -> bool:
@@ -382,18 +418,18 @@ def compare(
             return any(own(one, depth + 1) for one in inner)
         for base in type.__dict__["__mro__"].__get__(kind):
             names = type.__dict__["__dict__"].__get__(base)
-            if not comparisons.keys().isdisjoint(names.keys()):
+            if not comparisons.isdisjoint(names.keys()):
                 if not type.__dict__["__flags__"].__get__(base) & heap_type:
                     return False  # written in C
                 home = modules.get(names.get("__module__", ""))
                 return getattr(home, base.__name__, None) is not base or home is modules["program"]
         return False
 
-    answer = comparisons[method](left, right)
-    if answer and (is_plain(type(left)) or is_plain(type(right))) and own(left) != own(right):
+    # What a collection of the program's own has is its affair.
+    expected = (right,) if method in ("in", "not in") else (left, right)
+    if any(is_plain(type(one)) for one in expected) and own(left) != own(right):
         tell(b"T", f"a result compares with {method} of its own".encode())
         exit_(1)
-    return answer
 
 
 def flush_all(flush: Any) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 
 from clients.sandbox.base import SandboxError
 from clients.sandbox.checks import Check, prepare
-from clients.sandbox.memory import tree_bytes
 from clients.sandbox.outcome import Limits, Outcome, Verdict
+from clients.sandbox.usage import tree_bytes, tree_cpu_seconds
 
 RUNNER = Path(__file__).with_name("runner.py")
 #: A PASSED of the runner's costs nothing to wait for; after a failure it prints a traceback.
@@ -131,6 +131,7 @@ class _Run:
     verdict: Verdict | None = None
     detail: str = ""
     seconds: float = 0.0
+    cpu_seconds: float | None = None
     written: dict[str, bytearray] = field(
         default_factory=lambda: {"stdout": bytearray(), "stderr": bytearray()}
     )
@@ -161,6 +162,7 @@ class _Run:
                     self._serve(key)
                 now = time.monotonic()
                 if self.verdict is None and now >= deadline:
+                    self.cpu_seconds = tree_cpu_seconds(self.process.pid)
                     self._decide(
                         Verdict.TIMED_OUT, f"wall time limit of {self.limits.wall_seconds:g} s"
                     )
@@ -193,10 +195,11 @@ class _Run:
     def outcome(self) -> Outcome:
         """The verdict with all that was seen."""
         assert self.verdict is not None
-        texts = {
-            what: bytes(data).decode("utf-8", "replace") for what, data in self.written.items()
-        }
-        return Outcome(self.verdict, self.detail[:DETAIL_CHARACTERS], seconds=self.seconds, **texts)
+        stdout, stderr = (
+            bytes(self.written[what]).decode("utf-8", "replace") for what in ("stdout", "stderr")
+        )
+        detail = self.detail[:DETAIL_CHARACTERS]
+        return Outcome(self.verdict, detail, stdout, stderr, self.seconds, self.cpu_seconds)
 
     def _decide(self, verdict: Verdict, detail: str) -> None:
         """Take the first verdict, unless what is read later overrules it."""

@@ -61,6 +61,7 @@ def test_adapt_teaches_a_directory_and_reports_it(
     assert written["version_after"] == state["version"] > 5
     assert written["chunks"] == state["chunks"] == sum(written["actions"].values())
     assert written["actions"] == state["chunks_by_action"]
+    assert written["session_in_all"]["chunks"] == state["chunks"]
     assert written["cost"]["nominal"] == pytest.approx(state["cost"]["nominal"])
     assert written["cost"]["nominal"] <= 2.5
     assert written["loss_after"] < written["loss_before"]
@@ -73,6 +74,13 @@ def test_adapt_teaches_a_directory_and_reports_it(
     # Learned before: that is what makes an interrupted run go on.
     assert written["reasons"]["seen"] == state["chunks_by_action"]["UPDATE_1"]
     assert "skipped picture.png" not in again.output
+    # The session's ledger has both runs, whatever the first one's own tally had when it ended.
+    in_all = live.session("taught")
+    assert in_all["chunks"] == state["chunks"] + written["chunks"]
+    assert written["session_in_all"] == {
+        name: in_all[name] for name in ("chunks", "learned_tokens", "chunks_by_action", "cost")
+    }
+    assert f"{in_all['chunks']} chunks, " in again.output
 
 
 def test_adapt_sends_many_files_in_batches(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -120,6 +121,70 @@ def test_stream_that_does_not_end_well_is_an_error(
 ) -> None:
     with pytest.raises(kind, match=tells):
         call(lambda _: httpx.Response(200, text=text), "stream", "a")
+
+
+class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """Pieces for ever, each a second of a clock of its own after the one before."""
+
+    def __init__(self, piece: Callable[[int], str]) -> None:
+        self.seconds = 0
+        self._piece = piece
+
+    def __iter__(self) -> Iterator[bytes]:
+        for number in range(3000):
+            self.seconds += 1
+            yield self._piece(number).encode()
+        raise AssertionError("nobody has given up")
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self:
+            yield piece
+
+
+def progress(done: int, total: int) -> str:
+    event = {"object": "session.adaptation.chunk", "progress": [done, total]}
+    return f"data: {json.dumps(event)}\n\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "piece", "limit", "lasts"),
+    [
+        (("stream", "a"), lambda _: ": ping\n\n", 1, 2),
+        (("stream", "a"), lambda _: "data: ", 1, 2),
+        (("adapt", "s", [], {}), lambda _: ": ping\n\n", 600, 601),
+        (("adapt", "s", [], {}), lambda _: progress(3, 9), 600, 602),
+        (("adapt", "s", [], {}), lambda number: progress(number, number + 1), 600, 602),
+        (("adapt", "s", [], {}), lambda number: progress(min(number, 900), 950), 600, 1502),
+    ],
+    ids=["pings", "no end", "pings to a lesson", "standstill", "moving end", "late standstill"],
+)
+def test_stream_that_brings_nothing_new_is_given_up(
+    call: Caller,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[Any, ...],
+    piece: Callable[[int], str],
+    limit: int,
+    lasts: int,
+) -> None:
+    stream = Endless(piece)
+    monkeypatch.setattr("clients.events.time", SimpleNamespace(monotonic=lambda: stream.seconds))
+    with pytest.raises(SlowError, match=f"nothing new for {limit} s.*allow more time"):
+        call(lambda _: httpx.Response(200, stream=stream), *arguments)
+    assert abs(stream.seconds - lasts) <= 1
+
+
+@pytest.mark.parametrize(("given", "limit"), [(None, 900), (5.0, 5)])
+def test_learning_has_a_limit_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, given: float | None, limit: int
+) -> None:
+    stream = Endless(lambda _: ": ping\n\n")
+    monkeypatch.setattr("clients.events.time", SimpleNamespace(monotonic=lambda: stream.seconds))
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=stream))
+    with (
+        Client("http://test", 900.0, learning_timeout=given, transport=transport) as client,
+        pytest.raises(SlowError, match=f"for {limit} s"),
+    ):
+        list(client.adapt("s", [], {}))
 
 
 def test_busy_server_is_asked_again_as_it_says_and_else_ever_later(call: Caller) -> None:

@@ -30,7 +30,9 @@ def test_result_file_goes_on_where_it_ended(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "r.jsonl"
     with ResultFile.open(path, HEADER) as results:
         results.append({"task": "a", "sample": 0, "passed": True})
-    with ResultFile.open(path, replace(HEADER, base_url="http://there", started="later")) as again:
+    other = replace(HEADER, base_url="http://there", started="later", run="other")
+    with ResultFile.open(path, other) as again:
+        assert again.header.run == HEADER.run
         assert (again.resumed, again.done) == (1, {("a", 0)})
         again.append({"task": "a", "sample": 1, "passed": False, "text": "é\n\ud800"})
     header, records = read_results(path)

@@ -37,6 +37,7 @@ class Asking:
         fork: ask each problem in a copy of the session, which is deleted afterwards.
         seed: of all draws.
         timeout: seconds for one answer.
+        run: of the result file's header; no other run's copies of a session have the same names.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Asking:
     fork: bool
     seed: int
     timeout: float
+    run: str = ""
 
 
 def learning(
@@ -137,9 +139,9 @@ async def _session(client: AsyncClient, asking: Asking, unit: str) -> AsyncItera
     if asking.session is None or not asking.fork:
         yield asking.session
         return
-    key = hashlib.sha256(f"{asking.session}/{asking.ttt}/{asking.seed}/{unit}".encode()).hexdigest()
+    key = hashlib.sha256(f"{asking.run}/{asking.session}/{unit}".encode()).hexdigest()
     name = f"bench-fork-{key[:24]}"
-    # An interrupted run may have left it.
+    # This run may have left it when it was interrupted.
     await _forget(client, name)
     await client.fork(asking.session, name)
     try:

@@ -132,6 +132,7 @@ def make_record(
         "completion_tokens": answer.completion_tokens,
         "seconds": answer.seconds,
         "run_seconds": judgement.seconds,
+        "ran_again": judgement.ran_again,
         "nominal": cost.get("nominal"),
         "measured": cost.get("measured"),
         "ttt_seconds": cost.get("seconds"),

@@ -35,8 +35,9 @@ class Estimate:
     Args:
         k: of pass@k.
         value: the mean.
-        low, high: ends of the interval; None where there is a single problem.
-        method: Wilson's score interval, or a bootstrap over problems.
+        low, high: ends of the interval, in [0, 1]; None where none can be given.
+        method: `wilson` for Wilson's score interval, `bootstrap` or `t` over problems (see
+            `clients.bench.statistics`); empty where there is none.
     """
 
     k: int
@@ -50,7 +51,8 @@ def estimate(counts: Sequence[tuple[int, int]], k: int, seed: int = 0) -> Estima
     """Mean pass@k; None where no problem has k samples.
 
     One sample per problem makes it a share, for which Wilson's interval is exact enough also near 0
-    and 1. Else problems are resampled.
+    and 1. It is taken, too, where pass@k is 0 for all problems, or 1: problems are its trials then,
+    since samples of one problem are alike. Else problems are resampled.
 
     Args:
         counts: samples and passed samples of every problem; those with fewer than k are left out.
@@ -62,13 +64,14 @@ def estimate(counts: Sequence[tuple[int, int]], k: int, seed: int = 0) -> Estima
     values = [pass_at_k(samples, passed, k) for samples, passed in counts if samples >= k]
     if not values:
         return None
-    if all(samples == 1 for samples, _ in counts):
-        low, high = wilson(sum(passed for _, passed in counts), len(counts))
-        return Estimate(k, sum(values) / len(values), low, high, "wilson")
+    value = sum(values) / len(values)
+    if all(samples == 1 for samples, _ in counts) or value in (0.0, 1.0):
+        low, high = wilson(round(sum(values)), len(values))
+        return Estimate(k, value, low, high, "wilson")
     whole = paired_difference(values, range(len(values)), seed)
-    if whole is None:
-        return None
-    return Estimate(k, whole.estimate, whole.low, whole.high, "bootstrap")
+    if whole is None or whole.low is None or whole.high is None:
+        return Estimate(k, value, None, None, "")
+    return Estimate(k, value, max(whole.low, 0.0), min(whole.high, 1.0), whole.method or "")
 
 
 def wilson(passed: int, trials: int) -> tuple[float, float]:

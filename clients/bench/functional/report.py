@@ -39,6 +39,8 @@ def summary(header: Header, records: Sequence[Record], ks: Sequence[int]) -> dic
         "completion_tokens": sum(record["completion_tokens"] for record in records),
         "answer_seconds": sum(record["seconds"] for record in records),
         "run_seconds": sum(record["run_seconds"] for record in records),
+        # Files of earlier versions have none.
+        "ran_again": sum(record.get("ran_again", 0) for record in records),
         "learning": _learning(records),
     }
 
@@ -118,7 +120,9 @@ def _spent(found: dict[str, Any]) -> str:
         f"Not passed: {', '.join(others) or 'none'}. {found['cut_off']} answers were cut off at "
         f"{found['settings']['max_tokens']} tokens. {found['prompt_tokens']:,} tokens read, "
         f"{found['completion_tokens']:,} generated; {found['answer_seconds']:.0f} s of waiting for "
-        f"answers (added up), {found['run_seconds']:.0f} s of running programs."
+        f"answers (added up), {found['run_seconds']:.0f} s of running programs. "
+        f"{found['ran_again']} programs used up their wall time but little processor time, and "
+        "were run a second time, alone."
     )
 
 

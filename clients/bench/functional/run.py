@@ -79,6 +79,7 @@ class FunctionalRun:
             header = self._header(client, asking)
         todo = units(self.suite, self.samples)
         with ResultFile.open(output, header, fresh=fresh) as results:
+            asking = replace(asking, run=results.header.run)
             try:
                 with self._progress(results, len(todo), quiet) as done:
                     asyncio.run(self._drive(asking, results, done))

@@ -38,7 +38,8 @@ class FakeSession:
 
     def state(self, name: str) -> dict[str, Any]:
         """As the server describes it."""
-        return {"id": name, "version": len(self.learned), "digest": self.digest}
+        version = len(self.learned)
+        return {"id": name, "version": version, "digest": self.digest, "chunks": self.chunks}
 
 
 @dataclass(slots=True)
@@ -135,13 +136,14 @@ class FakeServer:
 def adapt(session: FakeSession, body: dict[str, Any], cut: bool) -> Iterator[dict[str, Any]]:
     """Learn chunk by chunk under the gates' simplest rules; half of it if it is cut."""
     before, tokens = len(session.learned), 0
+    whole = sum(len(split(document["text"])) for document in body["documents"])
     events: list[dict[str, Any]] = []
-    for number, document in enumerate(body["documents"]):
+    for document in body["documents"]:
         pieces = split(document["text"])
-        tokens += len(pieces)
         for start in range(0, len(pieces), _CHUNK):
-            if cut and number * 2 >= len(body["documents"]):
+            if cut and tokens * 2 >= whole:
                 return
+            tokens += len(pieces[start : start + _CHUNK])
             text = "".join(pieces[start : start + _CHUNK])
             updates = wants(session, body)
             session.chunks += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from typer.testing import CliRunner
 import clients.api
 import clients.bench.statistics
 from clients.bench.repo import repo
+from clients.bench.repo_arms import make_arms, session_name
+from clients.bench.repo_plan import Repository
 from clients.results import read_results
 from ponderttt.errors import InvalidRequestError, PonderError
 from tests.clients.bench.fake_server import CONTEXT, Cut, FakeServer
@@ -88,6 +91,7 @@ def test_repo_runs_all_arms_and_reports_them(run: Run, project: Path, tmp_path: 
     )
     assert adapted["learning"]["update_rate"] == pytest.approx(0.5, abs=0.05)
     assert "| fixed=rate(adapt@2) |" in result.output
+    assert "`random` loses draws that its budget refuses" in result.output
     assert server.sessions == {}
 
 
@@ -189,6 +193,25 @@ def test_resumed_run_equals_an_uninterrupted_one(
         assert len(again.requests) < len(whole.requests) or cut_at < 10
 
 
+def test_lesson_that_was_cut_off_leaves_nothing_in_the_session(
+    run: Run, project: Path, tmp_path: Path
+) -> None:
+    # Without an update only the session's ledger knows of the lesson.
+    options = ["--arm", "adapt", "--budget", "1", "--keep-sessions"]
+    whole = FakeServer()
+    run(whole, str(project), *options, output="whole.jsonl")
+    lessons = [i for i, (_, path, _) in enumerate(whole.requests) if path.endswith("/adapt")]
+    for cut_at in lessons:
+        server = FakeServer(cut_at=cut_at)
+        with pytest.raises(Cut):
+            run(server, str(project), *options, output=f"{cut_at}.jsonl")
+        again = FakeServer(sessions=server.sessions)
+        assert run(again, str(project), *options, output=f"{cut_at}.jsonl").exit_code == 0
+        assert timeless(tmp_path / f"{cut_at}.jsonl") == timeless(tmp_path / "whole.jsonl")
+        for ours, theirs in zip(again.sessions.values(), whole.sessions.values(), strict=True):
+            assert (ours.chunks, ours.learned) == (theirs.chunks, theirs.learned)
+
+
 def test_finished_run_asks_nothing_more(run: Run, project: Path) -> None:
     run(FakeServer(), str(project))
     server = FakeServer()
@@ -209,6 +232,23 @@ def test_keep_sessions_names_sessions_that_have_learned(run: Run, project: Path)
     empty = FakeServer()
     run(empty, str(project), "--arm", "adapt", "--keep-sessions")
     assert empty.sessions == server.sessions
+
+
+def test_runs_with_one_seed_on_one_server_have_sessions_of_their_own(
+    run: Run, project: Path
+) -> None:
+    server = FakeServer()
+    for output in ("a.jsonl", "b.jsonl"):
+        run(server, str(project), "--arm", "adapt", "--keep-sessions", output=output)
+    assert len(server.sessions) == 4
+
+
+def test_session_names_differ_also_where_they_are_cut_off() -> None:
+    repository = Repository("r" * 200, (), ())
+    arms = make_arms(["adapt"], None, [1.5, 2.0], ["rate"])[1:]
+    names = {session_name("run", repository, arm) for arm in arms}
+    assert len(names) == 2
+    assert {len(name) for name in names} == {128}
 
 
 def test_server_without_sessions_runs_what_it_can(run: Run, project: Path, tmp_path: Path) -> None:
@@ -249,6 +289,36 @@ def test_changed_repository_is_refused(run: Run, project: Path, tmp_path: Path) 
     again = run(FakeServer(), str(copy), "--arm", "stuffed")
     assert isinstance(again.exception, InvalidRequestError)
     assert "texts" in str(again.exception)
+
+
+def test_copies_of_files_with_targets_are_not_taught(
+    run: Run, project: Path, tmp_path: Path
+) -> None:
+    doubled = tmp_path / "doubled"
+    shutil.copytree(project, doubled)
+    shutil.copytree(project, doubled / "vendored")
+    result = run(FakeServer(), str(doubled), "--arm", "adapt")
+    assert result.exit_code == 0, result.output
+    header, records = read_results(tmp_path / "r.jsonl")
+    taught = {path for r in records if r["record"] == "lesson" for path in r["files"]}
+    subjects = {r["file"] for r in records if r["record"] == "target"}
+    twins = {p.removeprefix("vendored/") if "vendored" in p else f"vendored/{p}" for p in subjects}
+    assert len(subjects) == len(twins - subjects) == 2
+    assert not twins & taught
+    dropped = header.settings["dropped"]["doubled"]
+    assert twins <= set(dropped)
+    assert f"{len(dropped)} of doubled" in result.output
+
+
+def test_repository_of_copies_alone_is_refused(run: Run, project: Path, tmp_path: Path) -> None:
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    text = (project / "part0.py").read_text()
+    for number in range(4):
+        (copies / f"copy{number}.py").write_text(text)
+    result = run(FakeServer(), str(copies))
+    assert isinstance(result.exception, InvalidRequestError)
+    assert "3 hold hidden text or are copies" in str(result.exception)
 
 
 @pytest.mark.parametrize(

@@ -166,14 +166,11 @@ def test_lost_session_is_taught_again_to_the_same_weights(
         str(project), "--base-url", live.url, *ARGUMENTS, "--arm", "adapt", "--seed", "1",
         "--no-loss", "--output", str(output),
     ]  # fmt: skip
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
     _, records = read_results(output)
     last = [r for r in records if r["record"] == "lesson"][-1]
-    name = next(
-        session["id"]
-        for session in live.http.get("/v1/sessions").json()["data"]
-        if session["id"].startswith("bench-") and "-1-project" in session["id"]
-    )
+    (name,) = (line.strip() for line in result.output.splitlines() if "  bench-" in line)
     live.http.delete(f"/v1/sessions/{name}")
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output

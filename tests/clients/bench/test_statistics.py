@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import bootstrap
+from scipy.stats import bootstrap, ttest_1samp
 
-from clients.bench.statistics import RESAMPLES, cluster_by, paired_difference
+from clients.bench.pairing import show_difference
+from clients.bench.statistics import CONFIDENCE, RESAMPLES, cluster_by, paired_difference
 
 
 def test_interval_is_scipys_where_every_unit_is_a_cluster() -> None:
@@ -25,16 +26,16 @@ def test_interval_is_scipys_where_every_unit_is_a_cluster() -> None:
 
 
 def test_units_that_depend_on_each_other_widen_the_interval() -> None:
-    means = np.random.default_rng(1).normal(0.0, 1.0, 12)
-    values = np.repeat(means, 20).tolist()
+    means = np.random.default_rng(1).normal(0.0, 1.0, 24)
+    values = np.repeat(means, 10).tolist()
     alone = paired_difference(values, range(240))
-    grouped = paired_difference(values, [i // 20 for i in range(240)])
+    grouped = paired_difference(values, [i // 10 for i in range(240)])
     assert alone is not None
     assert grouped is not None
     assert alone.estimate == pytest.approx(grouped.estimate)
-    assert (alone.clusters, grouped.clusters) == (240, 12)
+    assert (alone.clusters, grouped.clusters) == (240, 24)
     widths = [float(each.high or 0) - float(each.low or 0) for each in (alone, grouped)]
-    assert widths[1] > 3 * widths[0]
+    assert widths[1] > 2 * widths[0]
 
 
 @given(
@@ -45,13 +46,61 @@ def test_interval_holds_the_estimate_whatever_the_data(data: list[tuple[int, int
     found = paired_difference(values, clusters)
     assert found is not None
     assert found.estimate == pytest.approx(sum(values) / len(values))
-    if len(set(clusters)) == 1:
+    if len(set(clusters)) == 1 or len(set(values)) == 1:
+        assert found.method is None
+    if found.method is None:
         assert (found.low, found.high) == (None, None)
     else:
+        assert found.method == "t"
         assert found.low is not None
         assert found.high is not None
-        # BCa may move both ends to the resamples' extremes, which lie within the data.
-        assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
+        assert found.low < found.estimate < found.high
+
+
+@pytest.mark.parametrize(
+    ("sizes", "least"), [((24, 24, 24, 24), 0.935), ((6, 20, 45, 60), 0.9), ((30,) * 9, 0.935)]
+)
+def test_interval_over_few_clusters_covers_the_truth_as_often_as_it_says(
+    sizes: tuple[int, ...], least: float
+) -> None:
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    covered = 0
+    for _ in range(1500):
+        values = rng.normal(0.0, 1.0, len(sizes))[clusters] + rng.normal(0.0, 1.0, len(clusters))
+        found = paired_difference(values.tolist(), clusters.tolist())
+        assert found is not None
+        assert found.low is not None
+        assert found.high is not None
+        covered += found.low <= 0.0 <= found.high
+    assert least <= covered / 1500 <= 0.965
+
+
+def test_few_clusters_alike_in_size_give_the_t_interval_of_their_means() -> None:
+    means = np.array([0.2, -0.1, 0.5, 0.3])
+    found = paired_difference(np.repeat(means, 7).tolist(), [i // 7 for i in range(28)])
+    expected = ttest_1samp(means, 0.0).confidence_interval(CONFIDENCE)
+    assert found is not None
+    assert found.method == "t"
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+@pytest.mark.parametrize("clusters", [3, 60])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1])
+def test_clusters_that_all_say_the_same_give_no_interval(clusters: int, value: float) -> None:
+    found = paired_difference([value] * 2 * clusters, [i // 2 for i in range(2 * clusters)])
+    assert found is not None
+    assert (found.low, found.high, found.method) == (None, None, None)
+    assert show_difference(found) == f"{value:+.3f} [–]"
+
+
+def test_interval_says_how_it_was_made() -> None:
+    few = paired_difference([1.0, 2.0, 3.0], range(3))
+    many = paired_difference([1.0, 2.0, 3.0] * 10, range(30))
+    assert show_difference(few).endswith("; t]")
+    assert many is not None
+    assert many.method == "bootstrap"
+    assert "t" not in show_difference(many)
 
 
 def test_no_unit_has_no_difference() -> None:

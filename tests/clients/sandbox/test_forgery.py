@@ -261,6 +261,10 @@ LIARS = {
         ("Liar()", "assert 3 == add(1, 2)"),
         ("[1, (Liar(),)]", "assert add(1, 2) == [1, (3,)]"),
         ("{'a': Liar()}", "assert add(1, 2) == {'a': 3}"),
+        ("Liar()", "assert add(1, 2) in (3, 4)"),
+        ("[Liar()]", "assert 3 in add(1, 2)"),
+        ("Liar()", "if add(1, 2) not in [3]: raise ValueError"),
+        ("Liar()", "assert 3 == add(1, 2) == 3"),
     ],
 )
 def test_results_with_comparisons_of_their_own_are_tampering(
@@ -270,6 +274,72 @@ def test_results_with_comparisons_of_their_own_are_tampering(
     outcome = sandbox.run(program, QUICK, check=check)
     assert outcome.verdict is Verdict.TAMPERED, outcome
     assert "of its own" in outcome.detail
+
+
+IN_UNITTEST = """
+import unittest
+
+class Test(unittest.TestCase):
+    def test_add(self):
+        {call}
+
+result = unittest.TestResult()
+unittest.defaultTestLoader.loadTestsFromTestCase(Test).run(result)
+assert result.wasSuccessful() and result.testsRun == 1, result
+"""
+
+
+@pytest.mark.parametrize("name", LIARS)
+@pytest.mark.parametrize(
+    "call",
+    [
+        "self.assertEqual(add(1, 2), 3)",
+        "self.assertEqual(3, add(1, 2), msg='no')",
+        "self.assertAlmostEqual(add(1, 2), 3)",
+        "self.assertIn(add(1, 2), [3, 4])",
+        "self.assertTrue(add(1, 2) == 3)",
+    ],
+)
+def test_lies_to_unittest_are_tampering(sandbox: Sandbox, name: str, call: str) -> None:
+    program = LIARS[name] + "def add(a, b):\n    return Liar()\n"
+    outcome = sandbox.run(program, QUICK, check=IN_UNITTEST.format(call=call))
+    assert outcome.verdict is Verdict.TAMPERED, outcome
+    assert "of its own" in outcome.detail
+
+
+def test_difference_that_is_denied_is_tampering(sandbox: Sandbox) -> None:
+    program = (
+        "class Liar:\n    def __ne__(self, other): return False\n"
+        "def add(a, b):\n    return Liar()\n"
+    )
+    check = "if add(1, 2) != 3:\n    raise AssertionError\n"
+    assert sandbox.run(program, QUICK, check=check).verdict is Verdict.TAMPERED
+
+
+def test_honest_unittest_passes_and_wrong_results_fail(sandbox: Sandbox) -> None:
+    program = (
+        "from dataclasses import dataclass\n"
+        "@dataclass\nclass Box:\n"
+        "    items: list\n"
+        "    def __contains__(self, item): return item in self.items\n"
+        "def add(a, b): return a + b\n"
+    )
+    calls = (
+        "self.assertEqual(add(1, 2), 3, 'no')",
+        "self.assertEqual(Box([1]), Box([1]))",
+        "self.assertListEqual([Box([1])], [Box([1])])",
+        "self.assertIn(1, Box([1]))",
+        "self.assertIn(Box([1]), [Box([1])])",
+        "self.assertAlmostEqual(add(0.1, 0.2), 0.3, places=7)",
+        "self.assertGreater(add(1, 2), 2)",
+        "self.assertTrue(1 in Box([1]) and 2 not in Box([1]) and Box([1]) != 3)",
+        "self.assertTrue(0 < add(1, 2) <= 3 and not 1 < add(1, 2) < 3)",
+    )
+    check = IN_UNITTEST.format(call="; ".join(calls))
+    outcome = sandbox.run(program, QUICK, check=check)
+    assert outcome.passed, outcome
+    wrong = program.replace("a + b", "a - b")
+    assert sandbox.run(wrong, QUICK, check=check).verdict is Verdict.FAILED
 
 
 def test_lie_about_a_distance_is_tampering(sandbox: Sandbox) -> None:

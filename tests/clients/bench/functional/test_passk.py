@@ -49,7 +49,7 @@ def test_wilson_is_the_score_interval() -> None:
     assert wilson(0, 10)[1] > 0.2
 
 
-def test_one_sample_each_gives_wilson_and_several_a_bootstrap() -> None:
+def test_one_sample_each_gives_wilson_and_several_an_interval_over_problems() -> None:
     single = estimate([(1, 1), (1, 0), (1, 1), (1, 1)], 1)
     assert single is not None
     assert (single.value, single.method) == (0.75, "wilson")
@@ -57,10 +57,30 @@ def test_one_sample_each_gives_wilson_and_several_a_bootstrap() -> None:
     assert several is not None
     values = [pass_at_k(4, passed, 2) for passed in (4, 0, 1, 3, 2)]
     assert several.value == pytest.approx(sum(values) / 5)
-    assert several.method == "bootstrap"
+    assert several.method == "t"
     assert several.low is not None
     assert several.high is not None
     assert 0 <= several.low < several.value < several.high <= 1
+    many = estimate([(4, 4), (4, 0), (4, 1), (4, 3), (4, 2)] * 4, 2, seed=1)
+    assert many is not None
+    assert many.method == "bootstrap"
+
+
+@pytest.mark.parametrize(("passed", "value"), [(4, 1.0), (0, 0.0)])
+def test_all_or_none_passed_has_an_interval_as_wide_as_so_few_problems_allow(
+    passed: int, value: float
+) -> None:
+    found = estimate([(4, passed)] * 8, 2)
+    assert found is not None
+    assert (found.value, found.method) == (value, "wilson")
+    assert (found.low, found.high) == wilson(8 * (passed > 0), 8)
+
+
+def test_problems_all_alike_have_no_interval() -> None:
+    for counts in ([(4, 2)] * 8, [(4, 2)]):
+        found = estimate(counts, 1)
+        assert found is not None
+        assert (found.value, found.low, found.high) == (0.5, None, None)
 
 
 def test_k_above_the_samples_has_no_estimate() -> None:

@@ -162,7 +162,7 @@ def test_samples_have_seeds_of_their_own_and_pass_at_k(
     lucky = [sum(draw_seed(7, name, s) % 3 == 0 for s in range(4)) for name in WRONG]
     expected = (5 + sum(lucky) / 4) / 8
     assert found["pass_at_k"]["1"]["value"] == pytest.approx(expected)
-    assert found["pass_at_k"]["1"]["method"] == "bootstrap"
+    assert found["pass_at_k"]["1"]["method"] == "t"
 
 
 def test_learning_is_sent_as_it_is_given(run: Run, suite: Suite) -> None:
@@ -230,6 +230,39 @@ def test_session_is_read_or_copied_and_never_changed(
     changed = run(FakeCoder(suite, sessions={"mine": "xyz"}), "--session", "mine")
     assert isinstance(changed.exception, InvalidRequestError)
     assert "session_digest 'abc', now 'xyz'" in str(changed.exception)
+
+
+def test_runs_with_one_seed_on_one_server_have_copies_of_their_own(
+    run: Run, suite: Suite, tmp_path: Path
+) -> None:
+    options = ["--session", "mine", "--gate", "policy", "--seed", "5"]
+    used: list[set[str]] = []
+    for output in ("a.jsonl", "b.jsonl"):
+        server = FakeCoder(suite, sessions={"mine": "abc"})
+        assert run(server, *options, output=output).exit_code == 0
+        used.append({body["ttt"]["session"] for _, body in server.asked})
+    assert not used[0] & used[1]
+
+
+def test_run_that_goes_on_deletes_the_copies_that_it_had_left(
+    run: Run, suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--session", "mine", "--gate", "policy"]
+    server = FakeCoder(suite, sessions={"mine": "abc"}, cut_at=3)
+    real = FakeCoder.answer
+
+    def dead_after_the_cut(self: FakeCoder, request: httpx.Request) -> httpx.Response:
+        if self.cut_at is not None and len(self.asked) == self.cut_at:
+            raise Cut
+        return real(self, request)
+
+    monkeypatch.setattr(FakeCoder, "answer", dead_after_the_cut)
+    with pytest.raises(Cut):
+        run(server, *options)
+    assert len(server.sessions or ()) > 1
+    again = FakeCoder(suite, sessions=server.sessions)
+    assert run(again, *options).exit_code == 0
+    assert again.sessions == {"mine": "abc"}
 
 
 def test_part_of_the_problems_is_said(run: Run, suite: Suite, tmp_path: Path) -> None:
