@@ -152,13 +152,12 @@ class Decoder:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normed [N, hidden] → rotated queries [N, heads, D], keys and values [N, kv_heads, D]."""
         c = self.config
-        parts = self.blocks[layer].qkv(x, layer, adapter)
-        q, k, v = parts if len(parts) == 3 else parts[0].chunk(3, dim=-1)
-        q = q.unflatten(-1, (c.num_heads, c.head_dim))
-        k = k.unflatten(-1, (c.num_kv_heads, c.head_dim))
-        v = v.unflatten(-1, (c.num_kv_heads, c.head_dim))
+        joined = self.blocks[layer].qkv.joined(x, layer, adapter)
+        heads = joined.unflatten(-1, (-1, c.head_dim))
+        turning, v = heads.split((c.num_heads + c.num_kv_heads, c.num_kv_heads), dim=1)
         if rope is not None:
-            q, k = rotate(q, *rope), rotate(k, *rope)
+            turning = rotate(turning, *rope)
+        q, k = turning.split((c.num_heads, c.num_kv_heads), dim=1)
         return q, k, v
 
     def _activate(self, parts: tuple[Tensor, ...]) -> Tensor:

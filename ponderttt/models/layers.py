@@ -58,6 +58,17 @@ class FusedLinear:
             for out, delta in zip(outputs, deltas, strict=True)
         )
 
+    def joined(self, x: Tensor, layer: int, adapter: Adapter | None) -> Tensor:
+        """As a call, the parts side by side: [N, in] → [N, out]."""
+        if adapter is None:
+            return self.matrix(x, self.bias)
+        deltas = [adapter.delta(layer, part.name, x) for part in self.parts]
+        whole = self.matrix(x, self.bias)
+        if all(delta is None for delta in deltas):
+            return whole
+        parts = zip(whole.split(self._sizes, dim=-1), deltas, strict=True)
+        return torch.cat([out if delta is None else out + delta for out, delta in parts], dim=-1)
+
 
 @dataclass(frozen=True, slots=True)
 class RMSNorm:
@@ -100,9 +111,11 @@ class Rotary:
         dtype: torch.dtype,
     ) -> None:
         angles = torch.arange(max_positions, dtype=torch.float32)[:, None] * inv_freq[None, :]
-        angles = torch.cat((angles, angles), dim=-1)[:, None, :]
-        self.cos = (angles.cos() * scale).to(device=device, dtype=dtype)
-        self.sin = (angles.sin() * scale).to(device=device, dtype=dtype)
+        # The sine's sign is that of the half it falls on: see `rotate`.
+        cos = torch.cat((angles.cos(), angles.cos()), dim=-1)[:, None, :]
+        sin = torch.cat((-angles.sin(), angles.sin()), dim=-1)[:, None, :]
+        self.cos = (cos * scale).to(device=device, dtype=dtype)
+        self.sin = (sin * scale).to(device=device, dtype=dtype)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """[N] positions → cos and sin, each [N, 1, head_dim]."""
@@ -110,6 +123,6 @@ class Rotary:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Apply rotary positions to [N, heads, head_dim]."""
+    """Apply rotary positions, as of `Rotary.at`, to [N, heads, head_dim]."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return (x * cos).addcmul_(torch.cat((second, first), dim=-1), sin)
