@@ -340,15 +340,30 @@ def test_leftovers_of_a_server_that_was_killed_are_unloaded(
             assert list(directory.iterdir()) == []
 
 
-def test_directory_of_another_server_is_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    with fake_vllm(*harness.load(tiny_llama_dir)) as fake:
-        config = VllmConfig(fake.url, adapter_dir=tmp_path)
-        with (
-            engine(tiny_llama_dir, fake, adapter_dir=tmp_path),
-            pytest.raises(InvalidRequestError, match="give each its own --vllm-adapter-dir"),
-        ):
-            VllmGenerator(config)
-        VllmGenerator(config).close()
+def test_servers_that_share_a_place_for_adapters_leave_each_other_alone(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    with (
+        fake_vllm(*harness.load(tiny_llama_dir)) as fake,
+        engine(tiny_llama_dir, fake, adapter_dir=tmp_path) as (core, generator),
+    ):
+        teach(core, tiny_llama_dir)
+        (before,) = run(core, ask(tiny_llama_dir))
+        with engine(tiny_llama_dir, fake, "t", adapter_dir=tmp_path) as (other, second):
+            assert second.adapter_directory != generator.adapter_directory
+            teach(other, tiny_llama_dir, "t", number=5)
+            until(other, lambda: sorted(names(fake)) == [("s", 3), ("t", 3)])
+        assert names(fake) == [("s", 3)]
+        assert not second.adapter_directory.exists()
+        (after,) = run(core, ask(tiny_llama_dir))
+        assert after.tokens == before.tokens
+
+
+def test_place_for_adapters_that_can_not_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = VllmConfig("http://127.0.0.1:9", adapter_dir=tmp_path / "file")
+    with pytest.raises(InvalidRequestError, match=r"vllm_adapter_dir: .*file can't be written"):
+        VllmGenerator(config)
 
 
 def test_address_where_nobody_listens_is_refused() -> None:
