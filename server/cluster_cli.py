@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from ponderttt.errors import InvalidRequestError
+from ponderttt.errors import InvalidRequestError, PonderError
 from server.cli import given_options, options_from
 from server.cluster_settings import ClusterSettings, check_cluster
 from server.settings import load_settings
@@ -131,17 +131,25 @@ def _check_door(sock: socket.socket, settings: ClusterSettings) -> None:
 
 
 def _deploy(settings: ClusterSettings) -> None:
-    """Start Serve where it does not run, and the application, replacing what it was."""
+    """Start Serve where it does not run, and the application, replacing what it was.
+
+    Raises:
+        UnavailableError: the replicas do not start; those that run go on.
+    """
     from ray import serve
 
     from server.cluster import APP, build_cluster
+    from server.cluster_failure import start_failure
 
     serve.start(
         proxy_location="EveryNode",
         http_options={"host": settings.host, "port": settings.port},
         logging_config=_SERVE_LOGGING,
     )
-    serve.run(build_cluster(settings), name=APP, logging_config=_SERVE_LOGGING)
+    try:
+        serve.run(build_cluster(settings), name=APP, logging_config=_SERVE_LOGGING)
+    except RuntimeError as error:
+        raise start_failure(serve.status().applications[APP]) from error
 
 
 def _restart(reread: Callable[[], ClusterSettings], port: int) -> None:
@@ -149,7 +157,9 @@ def _restart(reread: Callable[[], ClusterSettings], port: int) -> None:
     try:
         settings = reread().model_copy(update={"port": port})
         _deploy(settings)
-    except Exception:  # what runs goes on
+    except PonderError as error:  # what runs goes on
+        _LOG.error("the replicas are not restarted: %s", error)
+    except Exception:
         _LOG.exception("the replicas are not restarted")
     else:
         typer.echo("all replicas are new")

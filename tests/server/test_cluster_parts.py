@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from ponderttt.errors import InvalidRequestError
+from server.cluster_failure import start_failure
 from server.cluster_ingress import Target, target_of
 from server.cluster_metrics import IngressMetrics
 from server.cluster_replica import Call, Page, exchange
@@ -134,6 +136,39 @@ def test_metrics_of_replicas_are_told_apart() -> None:
     assert 'ponderttt_requests_total{outcome="ok",replica="b"} 7.0' in lines
     assert 'ponderttt_seconds_bucket{le="+Inf",replica="a"} 2.0' in lines
     assert sum(line.startswith("# TYPE ponderttt_requests_total") for line in lines) == 1
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        (
+            "ponderttt.engine.vllm.check.VllmMismatchError: no LoRA: start\n  it",
+            "no LoRA: start it",
+        ),
+        ("ponderttt.errors.InvalidRequestError: budget: 0 is low", "budget: 0 is low"),
+        ("RuntimeError: no room", "RuntimeError: no room"),
+        (
+            "botocore.exceptions.NoCredentialsError: none",
+            "botocore.exceptions.NoCredentialsError: none",
+        ),
+    ],
+)
+def test_replica_that_does_not_start_is_told_in_its_own_words(end: str, expected: str) -> None:
+    trace = (
+        "The deployment failed to start 3 times in a row. Error:\n\x1b[36mray::Replica\x1b[39m\n"
+        '  File "a.py", line 1, in f\nhttpx.ConnectError: All attempts failed\n\n'
+        "The above exception was the direct cause of the following exception:\n\n"
+        f'Traceback:\n  File "b.py", line 2, in g\n    raise Error(x: y)\n{end}'
+    )
+    failed = SimpleNamespace(message=trace)
+    fine = SimpleNamespace(message="")
+    application = SimpleNamespace(
+        message="Failed to update", deployments={"Ingress": fine, "Replica": failed}
+    )
+    error = start_failure(application)
+    assert str(error) == f"the cluster does not start: Replica: {expected}"
+    application.deployments = {}
+    assert str(start_failure(application)).endswith("start: Failed to update")
 
 
 @pytest.mark.parametrize(
