@@ -174,7 +174,8 @@ class VllmGenerator:
         try:
             for task in list(self._tasks.values()):
                 task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            if self._tasks:  # one that is loading an adapter goes on until it is there
+                await asyncio.wait(self._tasks.values(), timeout=_CLOSE_SECONDS / 4)
             async with asyncio.timeout(_CLOSE_SECONDS / 2):
                 await self._adapters.unload_all()
         finally:

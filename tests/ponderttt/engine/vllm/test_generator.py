@@ -311,6 +311,56 @@ def test_abort_reaches_the_server(tiny_llama_dir: Path) -> None:
         until(core, lambda: names(fake) == [("t", 3)])
 
 
+def test_abort_while_an_adapter_is_loading_leaves_none_that_nobody_knows(
+    tiny_llama_dir: Path,
+) -> None:
+    with trio(tiny_llama_dir) as (core, generator, fake):
+        teach(core, tiny_llama_dir)
+        until(core, lambda: names(fake) == [("s", 3)])
+        fake.restart()
+        fake.fail(LOAD, Fault(seconds=0.3))
+        request = ask(tiny_llama_dir)
+        harness.submit(core, request)
+        until(core, lambda: fake.calls[LOAD] == 2)
+        core.abort(request.request_id)
+        until(core, lambda: names(fake) == [("s", 3)] and generator.counts().loads == 2)
+        assert generator.counts().loaded == 1
+        # The next version knows of it, and takes its place.
+        teach(core, tiny_llama_dir, number=4)
+        until(core, lambda: names(fake) == [("s", 6)])
+        core.delete_session("s")
+        until(core, lambda: not fake.adapters)
+
+
+def test_session_deleted_while_its_adapter_is_loading_leaves_none(tiny_llama_dir: Path) -> None:
+    with trio(tiny_llama_dir) as (core, generator, fake):
+        fake.fail(LOAD, Fault(seconds=0.3))
+        teach(core, tiny_llama_dir)
+        until(core, lambda: fake.calls[LOAD] == 1)
+        core.delete_session("s")
+        until(core, lambda: generator.counts().unloads == 1)
+        until(core, lambda: not fake.adapters)
+
+
+def test_adapter_that_can_not_be_written_is_told_and_harms_no_session(
+    tiny_llama_dir: Path,
+) -> None:
+    with trio(tiny_llama_dir) as (core, generator, _):
+        directory = generator.adapter_directory
+        directory.rmdir()
+        directory.touch()
+        teach(core, tiny_llama_dir)
+        (got,) = run(core, ask(tiny_llama_dir))
+        assert isinstance(got.error, VllmError)
+        assert "see whether its disk is full" in str(got.error)
+        assert generator.counts().errors["publish"] >= 1
+        directory.unlink()
+        directory.mkdir()
+        (again,) = run(core, ask(tiny_llama_dir))
+        assert again.report.version_before == 3
+        assert again.reasons == {0: "length"}
+
+
 def test_closed_generator_takes_its_adapters_along(tiny_llama_dir: Path) -> None:
     with fake_vllm(*harness.load(tiny_llama_dir)) as fake:
         with engine(tiny_llama_dir, fake) as (core, generator):
