@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from ponderttt.errors import InvalidRequestError
+from server.cluster_cli import deploy_there
 from server.cluster_failure import start_failure
 from server.cluster_ingress import Target, target_of
 from server.cluster_metrics import IngressMetrics
@@ -185,6 +188,14 @@ def test_settings_that_can_not_work_are_refused(
 ) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{field}: .*{remedy}"):
         check_cluster(ClusterSettings(**given))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "[::1]:9", "local", "host:port"])
+def test_ray_address_where_nobody_listens_is_refused_at_once(address: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(InvalidRequestError, match=f"no Ray cluster at '{re.escape(address)}'"):
+        deploy_there(ClusterSettings(ray_address=address))
+    assert time.monotonic() - begun < 20  # Ray tries for minutes
 
 
 def test_settings_reach_processes_elsewhere_as_they_are(
