@@ -13,7 +13,7 @@ from typing import Any
 
 import typer
 
-from ponderttt.errors import InvalidRequestError
+from ponderttt.errors import InvalidRequestError, PonderError
 from server.cli import given_options, options_from
 from server.cluster_settings import ClusterSettings, check_cluster
 from server.settings import load_settings
@@ -22,6 +22,7 @@ _LOG = logging.getLogger("server.cluster")
 
 # Ray's shared memory; nothing here is passed through it.
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
+_KNOCK_SECONDS = 5.0
 _SERVE_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -38,7 +39,7 @@ def cluster(context: typer.Context, **options: Any) -> None:
     check_cluster(first)
     _require_serve()
     if first.ray_address is not None:
-        _deploy_there(first)
+        deploy_there(first)
     else:
         _run_here(first, settings)
 
@@ -54,7 +55,7 @@ def _require_serve() -> None:
         ) from error
 
 
-def _deploy_there(settings: ClusterSettings) -> None:
+def deploy_there(settings: ClusterSettings) -> None:
     """Deploy, or update replica by replica, on a Ray cluster that goes on by itself."""
     import ray
 
@@ -64,12 +65,13 @@ def _deploy_there(settings: ClusterSettings) -> None:
     with bind(settings.host, 0) as sock:
         _check_door(sock, settings)
     try:
+        _knock(str(settings.ray_address))
         ray.init(address=settings.ray_address, log_to_driver=False, configure_logging=False)
-    except ConnectionError as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise InvalidRequestError(
             "ray_address",
-            f"there is no Ray cluster at {settings.ray_address!r}; start one by `ray start "
-            "--head`, or leave out --ray-address",
+            f"there is no Ray cluster at {settings.ray_address!r} ({error}); start one by `ray "
+            "start --head` and give auto or HOST:PORT, or leave out --ray-address",
         ) from error
     _deploy(settings)
     typer.echo(
@@ -78,6 +80,20 @@ def _deploy_there(settings: ClusterSettings) -> None:
         "replaces them one by one; `serve shutdown` ends them"
     )
     ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Whether anybody listens there; Ray itself would try for minutes.
+
+    Raises:
+        OSError, ValueError: nobody, or there is no such address.
+    """
+    if address == "auto" or "://" in address:
+        return
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise ValueError("no HOST:PORT")
+    socket.create_connection((host.strip("[]"), int(port)), _KNOCK_SECONDS).close()
 
 
 def _run_here(settings: ClusterSettings, reread: Callable[[], ClusterSettings]) -> None:
@@ -131,17 +147,25 @@ def _check_door(sock: socket.socket, settings: ClusterSettings) -> None:
 
 
 def _deploy(settings: ClusterSettings) -> None:
-    """Start Serve where it does not run, and the application, replacing what it was."""
+    """Start Serve where it does not run, and the application, replacing what it was.
+
+    Raises:
+        UnavailableError: the replicas do not start; those that run go on.
+    """
     from ray import serve
 
     from server.cluster import APP, build_cluster
+    from server.cluster_failure import start_failure
 
     serve.start(
         proxy_location="EveryNode",
         http_options={"host": settings.host, "port": settings.port},
         logging_config=_SERVE_LOGGING,
     )
-    serve.run(build_cluster(settings), name=APP, logging_config=_SERVE_LOGGING)
+    try:
+        serve.run(build_cluster(settings), name=APP, logging_config=_SERVE_LOGGING)
+    except RuntimeError as error:
+        raise start_failure(serve.status().applications[APP]) from error
 
 
 def _restart(reread: Callable[[], ClusterSettings], port: int) -> None:
@@ -149,7 +173,9 @@ def _restart(reread: Callable[[], ClusterSettings], port: int) -> None:
     try:
         settings = reread().model_copy(update={"port": port})
         _deploy(settings)
-    except Exception:  # what runs goes on
+    except PonderError as error:  # what runs goes on
+        _LOG.error("the replicas are not restarted: %s", error)
+    except Exception:
         _LOG.exception("the replicas are not restarted")
     else:
         typer.echo("all replicas are new")

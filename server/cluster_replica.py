@@ -116,7 +116,8 @@ class Replica:
 
     async def __del__(self) -> None:
         """Called by Serve when the requests have ended: store all sessions, let go of them."""
-        await self._engine.stop(self._drain_seconds)
+        if hasattr(self, "_engine"):  # not where it could not even be built
+            await self._engine.stop(self._drain_seconds)
 
     def check_health(self) -> None:
         """Called by Serve, which replaces a replica for which this raises."""

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from ponderttt.errors import InvalidRequestError
+from server.cluster_cli import deploy_there
+from server.cluster_failure import start_failure
 from server.cluster_ingress import Target, target_of
 from server.cluster_metrics import IngressMetrics
 from server.cluster_replica import Call, Page, exchange
@@ -137,6 +142,39 @@ def test_metrics_of_replicas_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        (
+            "ponderttt.engine.vllm.check.VllmMismatchError: no LoRA: start\n  it",
+            "no LoRA: start it",
+        ),
+        ("ponderttt.errors.InvalidRequestError: budget: 0 is low", "budget: 0 is low"),
+        ("RuntimeError: no room", "RuntimeError: no room"),
+        (
+            "botocore.exceptions.NoCredentialsError: none",
+            "botocore.exceptions.NoCredentialsError: none",
+        ),
+    ],
+)
+def test_replica_that_does_not_start_is_told_in_its_own_words(end: str, expected: str) -> None:
+    trace = (
+        "The deployment failed to start 3 times in a row. Error:\n\x1b[36mray::Replica\x1b[39m\n"
+        '  File "a.py", line 1, in f\nhttpx.ConnectError: All attempts failed\n\n'
+        "The above exception was the direct cause of the following exception:\n\n"
+        f'Traceback:\n  File "b.py", line 2, in g\n    raise Error(x: y)\n{end}'
+    )
+    failed = SimpleNamespace(message=trace)
+    fine = SimpleNamespace(message="")
+    application = SimpleNamespace(
+        message="Failed to update", deployments={"Ingress": fine, "Replica": failed}
+    )
+    error = start_failure(application)
+    assert str(error) == f"the cluster does not start: Replica: {expected}"
+    application.deployments = {}
+    assert str(start_failure(application)).endswith("start: Failed to update")
+
+
+@pytest.mark.parametrize(
     ("given", "field", "remedy"),
     [
         ({"sessions": "memory"}, "sessions", "--sessions s3://"),
@@ -150,6 +188,14 @@ def test_settings_that_can_not_work_are_refused(
 ) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{field}: .*{remedy}"):
         check_cluster(ClusterSettings(**given))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "[::1]:9", "local", "host:port"])
+def test_ray_address_where_nobody_listens_is_refused_at_once(address: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(InvalidRequestError, match=f"no Ray cluster at '{re.escape(address)}'"):
+        deploy_there(ClusterSettings(ray_address=address))
+    assert time.monotonic() - begun < 20  # Ray tries for minutes
 
 
 def test_settings_reach_processes_elsewhere_as_they_are(

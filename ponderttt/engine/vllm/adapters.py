@@ -13,14 +13,14 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ponderttt.engine.generator import Adapter, AdapterCounts
 from ponderttt.engine.vllm.api import VllmApi
-from ponderttt.engine.vllm.errors import AdapterGoneError, VllmError
+from ponderttt.engine.vllm.errors import AdapterGoneError, PublishError, VllmError
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class Adapters:
         self._on_published = on_published
         self._loaded: OrderedDict[str, Loaded] = OrderedDict()
         self._one_at_a_time = asyncio.Lock()
+        self._loading: Loaded | None = None
         self._freed = asyncio.Event()
         self._unloads: set[asyncio.Task[None]] = set()
         self._removals: set[asyncio.Task[None]] = set()
@@ -93,6 +94,7 @@ class Adapters:
             # Loaded anew at the next attempt.
             if self._loaded.get(found.name) is found:
                 del self._loaded[found.name]
+                self._counts.loaded = len(self._loaded)
             raise
         finally:
             self._release(found)
@@ -108,6 +110,8 @@ class Adapters:
         for each in list(self._loaded.values()):
             if each.owner == owner:
                 self._retire(each)
+        if self._loading is not None and self._loading.owner == owner:
+            self._loading.outdated = True
 
     async def unload_all(self) -> None:
         """Unload everything, whether or not somebody reads it."""
@@ -148,18 +152,41 @@ class Adapters:
                     if each.pins == 0:
                         await self._unload(each)
             await self._make_room()
-            begun = time.monotonic()
-            await asyncio.to_thread(self._write, adapter, self._directory / name)
-            try:
-                await self._api.load(name, self._directory / name)
-            except VllmError:
-                _in_background(self._remove_later(name), self._removals)
-                raise
-            found = self._loaded[name] = Loaded(name, adapter.owner, adapter.version, pins=1)
-            self._counts.loads += 1
-            self._counts.loaded = len(self._loaded)
-            self._on_published(time.monotonic() - begun)
+            found = Loaded(name, adapter.owner, adapter.version, pins=1)
+            await self._to_the_end(adapter, found)
             return found
+
+    async def _to_the_end(self, adapter: Adapter, found: Loaded) -> None:
+        """Publish and load, even where the caller is cancelled amid it.
+
+        Half of it can't be taken back: a thread is writing, or vLLM is loading.
+        """
+        self._loading = found
+        work = asyncio.get_running_loop().create_task(self._publish_and_load(adapter, found))
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait({work})
+            if work.exception() is None:
+                self._release(found)
+            raise
+        finally:
+            self._loading = None
+
+    async def _publish_and_load(self, adapter: Adapter, found: Loaded) -> None:
+        begun = time.monotonic()
+        directory = self._directory / found.name
+        try:
+            await asyncio.to_thread(self._write, adapter, directory)
+            await self._api.load(found.name, directory)
+        except VllmError:
+            # After a time-out it may be loaded yet, and nobody would know.
+            _in_background(self._remove_later(found.name, unload=True), self._removals)
+            raise
+        self._loaded[found.name] = found
+        self._counts.loads += 1
+        self._counts.loaded = len(self._loaded)
+        self._on_published(time.monotonic() - begun)
 
     async def _make_room(self) -> None:
         while len(self._loaded) >= self._counts.slots:
@@ -177,8 +204,15 @@ class Adapters:
             return
         unfinished = directory.with_name(f".{directory.name}.unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
-        adapter.write(unfinished)
-        unfinished.rename(directory)
+        try:
+            adapter.write(unfinished)
+            unfinished.rename(directory)
+        except OSError as error:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise PublishError(
+                f"the adapter can't be written to {self._directory} ({error.strerror}); see "
+                "whether its disk is full, or give another directory with --vllm-adapter-dir"
+            ) from error
 
     def _retire(self, each: Loaded) -> None:
         each.outdated = True
@@ -198,9 +232,12 @@ class Adapters:
             _LOG.warning("adapter %s was not unloaded: %s", each.name, error)
         _in_background(self._remove_later(each.name), self._removals)
 
-    async def _remove_later(self, name: str) -> None:
+    async def _remove_later(self, name: str, *, unload: bool = False) -> None:
         await asyncio.sleep(_KEEP_FILES_SECONDS)
         if name not in self._loaded:
+            if unload:
+                with suppress(VllmError):
+                    await self._api.unload(name)
             await asyncio.to_thread(shutil.rmtree, self._directory / name, ignore_errors=True)
 
 

@@ -5,6 +5,7 @@ UnavailableError
     ├── VllmUnreachableError      no connection, it broke, 5xx: may pass; tried again
     ├── VllmTimeoutError          nothing came for too long
     ├── AdapterGoneError          vLLM doesn't know the adapter (any more): loaded again
+    ├── PublishError             an adapter's files can't be written
     └── VllmRefusedError          an answer that will not change: 4xx
 """
 
@@ -36,6 +37,12 @@ class AdapterGoneError(VllmError):
     """vLLM doesn't know an adapter; it has been restarted, most likely."""
 
     kind = "adapter_gone"
+
+
+class PublishError(VllmError):
+    """An adapter's files can't be written: a full disk, most likely."""
+
+    kind = "publish"
 
 
 class VllmRefusedError(VllmError):

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -55,7 +56,7 @@ class VllmGenerator:
         config: where the server is.
     Raises:
         VllmError: nothing like vLLM answers there.
-        InvalidRequestError: the directory for adapters can't be used, or another server uses it.
+        InvalidRequestError: the directory for adapters can't be used.
     """
 
     def __init__(self, config: VllmConfig) -> None:
@@ -173,7 +174,8 @@ class VllmGenerator:
         try:
             for task in list(self._tasks.values()):
                 task.cancel()
-            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+            if self._tasks:  # one that is loading an adapter goes on until it is there
+                await asyncio.wait(self._tasks.values(), timeout=_CLOSE_SECONDS / 4)
             async with asyncio.timeout(_CLOSE_SECONDS / 2):
                 await self._adapters.unload_all()
         finally:
@@ -243,23 +245,23 @@ class VllmGenerator:
                 await asyncio.sleep(0.0 if isinstance(error, AdapterGoneError) else wait)
 
     async def _attempt(self, text: Continuation, drawn: list[SampledToken]) -> bool:
-        count = 0
+        received = 0
         async with (
             self._model(text.adapter) as name,
             aclosing(self._api.stream(name, text)) as pieces,
         ):
             async for piece in pieces:
                 if piece.tokens:
-                    count += len(piece.tokens)
+                    received += len(piece.tokens)
                     drawn.extend(piece.tokens)
                     self._put(Drawn(text.id, piece.tokens))
                 if piece.end == "stop":
                     return True
-                if piece.end == "length" and count == text.max_tokens:
+                if piece.end == "length" and received == text.max_tokens:
                     return False
                 if piece.end is not None:
                     raise VllmUnreachableError(
-                        f"vLLM ended a text after {count} of {text.max_tokens} tokens "
+                        f"vLLM ended a text after {received} of {text.max_tokens} tokens "
                         f"({piece.end}); its log may say why"
                     )
         raise VllmUnreachableError("vLLM ended an answer without a reason")
@@ -306,31 +308,26 @@ def _rest(text: Continuation, drawn: list[SampledToken]) -> Continuation:
 class _AdapterFiles:
     """The directory for adapters, which `close` removes.
 
+    Several servers may be given one place, as the replicas of a cluster are: each takes the first
+    directory there that no other has locked. One whose server was killed is taken up by the next,
+    which finds in it what is to be unloaded.
+
     Args:
-        directory: where to make it, locked against other servers; None: among temporary files.
+        place: where to make it; None: among temporary files.
     Raises:
-        InvalidRequestError: it can't be made, or another server uses it.
+        InvalidRequestError: it can't be made.
     """
 
-    def __init__(self, directory: Path | None) -> None:
+    def __init__(self, place: Path | None) -> None:
         self._lock: FileLock | None = None
-        if directory is None:
+        if place is None:
             self.directory = Path(tempfile.mkdtemp(prefix="ponderttt-adapters-"))
             return
-        # Below the operator's directory, since whatever is in ours is removed.
-        self.directory = directory.expanduser().resolve() / "ponderttt-adapters"
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(f"{self.directory}.lock", timeout=0)
-            self._lock.acquire()
-        except Timeout as error:
-            raise InvalidRequestError(
-                "vllm_adapter_dir",
-                f"{directory} is in use by another server; give each its own --vllm-adapter-dir",
-            ) from error
+            self.directory, self._lock = _first_free(place.expanduser().resolve())
         except OSError as error:
             raise InvalidRequestError(
-                "vllm_adapter_dir", f"{directory} can't be written: {error.strerror}"
+                "vllm_adapter_dir", f"{place} can't be written: {error.strerror}"
             ) from error
 
     def clear(self) -> None:
@@ -343,6 +340,25 @@ class _AdapterFiles:
         shutil.rmtree(self.directory, ignore_errors=True)
         if self._lock is not None:
             self._lock.release()
+
+
+def _first_free(place: Path) -> tuple[Path, FileLock]:
+    """A directory of our own, and its lock; below `place`, since whatever is in it is removed."""
+    place.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        directory = place / f"ponderttt-adapters-{number}"
+        lock = FileLock(f"{directory}.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            continue  # another server's
+        try:
+            directory.mkdir(exist_ok=True)
+        except OSError:
+            lock.release()
+            raise
+        return directory, lock
+    raise AssertionError("counting does not end")
 
 
 def _nothing() -> None:

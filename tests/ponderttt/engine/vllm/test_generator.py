@@ -311,6 +311,56 @@ def test_abort_reaches_the_server(tiny_llama_dir: Path) -> None:
         until(core, lambda: names(fake) == [("t", 3)])
 
 
+def test_abort_while_an_adapter_is_loading_leaves_none_that_nobody_knows(
+    tiny_llama_dir: Path,
+) -> None:
+    with trio(tiny_llama_dir) as (core, generator, fake):
+        teach(core, tiny_llama_dir)
+        until(core, lambda: names(fake) == [("s", 3)])
+        fake.restart()
+        fake.fail(LOAD, Fault(seconds=0.3))
+        request = ask(tiny_llama_dir)
+        harness.submit(core, request)
+        until(core, lambda: fake.calls[LOAD] == 2)
+        core.abort(request.request_id)
+        until(core, lambda: names(fake) == [("s", 3)] and generator.counts().loads == 2)
+        assert generator.counts().loaded == 1
+        # The next version knows of it, and takes its place.
+        teach(core, tiny_llama_dir, number=4)
+        until(core, lambda: names(fake) == [("s", 6)])
+        core.delete_session("s")
+        until(core, lambda: not fake.adapters)
+
+
+def test_session_deleted_while_its_adapter_is_loading_leaves_none(tiny_llama_dir: Path) -> None:
+    with trio(tiny_llama_dir) as (core, generator, fake):
+        fake.fail(LOAD, Fault(seconds=0.3))
+        teach(core, tiny_llama_dir)
+        until(core, lambda: fake.calls[LOAD] == 1)
+        core.delete_session("s")
+        until(core, lambda: generator.counts().unloads == 1)
+        until(core, lambda: not fake.adapters)
+
+
+def test_adapter_that_can_not_be_written_is_told_and_harms_no_session(
+    tiny_llama_dir: Path,
+) -> None:
+    with trio(tiny_llama_dir) as (core, generator, _):
+        directory = generator.adapter_directory
+        directory.rmdir()
+        directory.touch()
+        teach(core, tiny_llama_dir)
+        (got,) = run(core, ask(tiny_llama_dir))
+        assert isinstance(got.error, VllmError)
+        assert "see whether its disk is full" in str(got.error)
+        assert generator.counts().errors["publish"] >= 1
+        directory.unlink()
+        directory.mkdir()
+        (again,) = run(core, ask(tiny_llama_dir))
+        assert again.report.version_before == 3
+        assert again.reasons == {0: "length"}
+
+
 def test_closed_generator_takes_its_adapters_along(tiny_llama_dir: Path) -> None:
     with fake_vllm(*harness.load(tiny_llama_dir)) as fake:
         with engine(tiny_llama_dir, fake) as (core, generator):
@@ -340,15 +390,30 @@ def test_leftovers_of_a_server_that_was_killed_are_unloaded(
             assert list(directory.iterdir()) == []
 
 
-def test_directory_of_another_server_is_refused(tiny_llama_dir: Path, tmp_path: Path) -> None:
-    with fake_vllm(*harness.load(tiny_llama_dir)) as fake:
-        config = VllmConfig(fake.url, adapter_dir=tmp_path)
-        with (
-            engine(tiny_llama_dir, fake, adapter_dir=tmp_path),
-            pytest.raises(InvalidRequestError, match="give each its own --vllm-adapter-dir"),
-        ):
-            VllmGenerator(config)
-        VllmGenerator(config).close()
+def test_servers_that_share_a_place_for_adapters_leave_each_other_alone(
+    tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    with (
+        fake_vllm(*harness.load(tiny_llama_dir)) as fake,
+        engine(tiny_llama_dir, fake, adapter_dir=tmp_path) as (core, generator),
+    ):
+        teach(core, tiny_llama_dir)
+        (before,) = run(core, ask(tiny_llama_dir))
+        with engine(tiny_llama_dir, fake, "t", adapter_dir=tmp_path) as (other, second):
+            assert second.adapter_directory != generator.adapter_directory
+            teach(other, tiny_llama_dir, "t", number=5)
+            until(other, lambda: sorted(names(fake)) == [("s", 3), ("t", 3)])
+        assert names(fake) == [("s", 3)]
+        assert not second.adapter_directory.exists()
+        (after,) = run(core, ask(tiny_llama_dir))
+        assert after.tokens == before.tokens
+
+
+def test_place_for_adapters_that_can_not_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = VllmConfig("http://127.0.0.1:9", adapter_dir=tmp_path / "file")
+    with pytest.raises(InvalidRequestError, match=r"vllm_adapter_dir: .*file can't be written"):
+        VllmGenerator(config)
 
 
 def test_address_where_nobody_listens_is_refused() -> None:
