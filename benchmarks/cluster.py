@@ -1,6 +1,6 @@
 """A cluster on this machine: what a session lives through, and what replicas bring.
 
-    python benchmarks/cluster.py --model smollm2-135m --json benchmarks/results/cluster.json
+    python -m benchmarks.cluster --model smollm2-135m --json benchmarks/results/cluster.json
 
 Starts `ponderttt cluster` with two replicas of one thread and, under load of several sessions,
 looks where each session's requests go, kills (SIGKILL) the replica of one of them, and restarts

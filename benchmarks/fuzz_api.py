@@ -1,6 +1,6 @@
 """Send thousands of requests made up from the OpenAPI document; none may fail or crash the server.
 
-    .venv/bin/python benchmarks/fuzz_api.py --requests 10000
+    .venv/bin/python -m benchmarks.fuzz_api --requests 10000
 
 Everything runs in this process: the application with API keys, a tiny random model, sessions. Half
 of the requests fit the document and half don't (schemathesis); one in eight has odd headers.
