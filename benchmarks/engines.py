@@ -4,7 +4,8 @@ Start vLLM, and two servers of the same model; whichever is not measured idles.
 
     cd ~/.cache/ponderttt
     VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 OMP_NUM_THREADS=2 VLLM_CPU_KVCACHE_SPACE=2 \
-      vllm-env/bin/vllm serve models/smollm2-135m --port 8001 --dtype float32 --enforce-eager \
+      vllm-env/bin/python -m vllm.entrypoints.openai.api_server --model models/smollm2-135m \
+      --port 8001 --dtype float32 --enforce-eager \
       --max-model-len 2048 --enable-lora --max-loras 16 --max-lora-rank 16
 
     make serve ARGS="--model smollm2-135m --max-model-len 2048 --port 8010"
