@@ -154,11 +154,10 @@ class Decoder:
         c = self.config
         joined = self.blocks[layer].qkv.joined(x, layer, adapter)
         heads = joined.unflatten(-1, (-1, c.head_dim))
-        turning, v = heads.split((c.num_heads + c.num_kv_heads, c.num_kv_heads), dim=1)
+        turning, v = heads[:, : -c.num_kv_heads], heads[:, -c.num_kv_heads :]
         if rope is not None:
             turning = rotate(turning, *rope)
-        q, k = turning.split((c.num_heads, c.num_kv_heads), dim=1)
-        return q, k, v
+        return turning[:, : c.num_heads], turning[:, c.num_heads :], v
 
     def _activate(self, parts: tuple[Tensor, ...]) -> Tensor:
         match self.config.activation:

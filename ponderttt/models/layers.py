@@ -49,7 +49,7 @@ class FusedLinear:
 
     def __call__(self, x: Tensor, layer: int, adapter: Adapter | None) -> tuple[Tensor, ...]:
         """[N, in] → one [N, out] per part, the adapter's delta added where there is one."""
-        outputs = self.matrix(x, self.bias).split(self._sizes, dim=-1)
+        outputs = self._split(self.matrix(x, self.bias))
         if adapter is None:
             return outputs
         deltas = (adapter.delta(layer, part.name, x) for part in self.parts)
@@ -66,8 +66,12 @@ class FusedLinear:
         whole = self.matrix(x, self.bias)
         if all(delta is None for delta in deltas):
             return whole
-        parts = zip(whole.split(self._sizes, dim=-1), deltas, strict=True)
+        parts = zip(self._split(whole), deltas, strict=True)
         return torch.cat([out if delta is None else out + delta for out, delta in parts], dim=-1)
+
+    def _split(self, whole: Tensor) -> tuple[Tensor, ...]:
+        # Not `Tensor.split`, whose way through Python takes longer than all else here.
+        return (whole,) if len(self.parts) == 1 else torch.split_with_sizes(whole, self._sizes, -1)
 
 
 @dataclass(frozen=True, slots=True)
