@@ -1,7 +1,7 @@
 """Speed that must not be lost: ratios within one run on the real model, with generous margins.
 
 Times say nothing on a machine that others share, and single ratios little: bounds lie far below
-what `ponderttt bench engine` measures (README), and the best of a few rounds counts.
+what `ponderttt bench engine` measures (README), and one of a few rounds has to reach them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ponderttt.bench.workloads.writing import Actions, BatchedWrite, FeaturesAnd
 
 pytestmark = pytest.mark.real_model
 
-_ROUNDS = 2
+_ROUNDS = 3
 
 
 @pytest.fixture(scope="module")
@@ -53,5 +53,6 @@ def test_ratio_is_not_lost(
             one, other = sides[ours](number).value, sides[theirs](number).value
             if number:  # the first one warms up
                 ratios.append(one / other)
-    best = max(ratios) if better == "higher" else min(ratios)
-    assert best >= bound if better == "higher" else best <= bound, ratios
+                if (ratios[-1] >= bound) if better == "higher" else (ratios[-1] <= bound):
+                    return
+    raise AssertionError(f"{ratios}: none reaches {bound}")
