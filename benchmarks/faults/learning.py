@@ -104,6 +104,7 @@ def isolation(tiny: Path, scratch: Path, seed: int) -> Result:
 
     for present in (False, True):
         with tests.server(directory, scratch, ("alice", "bob", "few"), learning_rate=None) as live:
+            live.http.timeout = 600.0  # Bob's documents take their time
             for shift in range(8 if present else 0):
                 tests.teach(live, "bob", f"{'#' * shift}\n{tests.SECRET * 6}", "UPDATE_4")
             means["Bob" if present else "Bob, before"] = tests.mean_score(live, "bob", tests.SECRET)

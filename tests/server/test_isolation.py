@@ -92,7 +92,7 @@ async def traffic(live: Live, name: str, clients: int) -> AsyncIterator[list[int
             path, body = calls[len(statuses) % 2]
             statuses.append((await http.post(path, json=body)).status_code)
 
-    async with httpx.AsyncClient(base_url=live.url, timeout=60, headers=bearer_of(name)) as http:
+    async with httpx.AsyncClient(base_url=live.url, timeout=600, headers=bearer_of(name)) as http:
         tasks = [asyncio.create_task(ask(http, number)) for number in range(clients)]
         try:
             yield statuses
