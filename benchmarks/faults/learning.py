@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.faults.check import Result, check
 from ponderttt.adaptation import update
+from ponderttt.fast_weights.optimizer import adam_rows
 from ponderttt.models import store as models
 from tests.helpers import source_text
 from tests.ponderttt.sessions.stores import same
@@ -30,7 +31,7 @@ TEXT = source_text()
 
 def bad_step(kind: str) -> Callable[..., tuple[torch.Tensor, ...]]:
     """An optimiser step that goes wrong, after a real forward and backward."""
-    right = update.adam_rows
+    right = adam_rows
 
     def step(weights: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, ...]:
         if kind == "out of memory":

@@ -158,7 +158,7 @@ def disk(tiny: Path, scratch: Path, seed: int) -> Result:
         MOUNT.replace("size=192k", f"size={_DISK}")
         + ' && exec "$2" -m benchmarks.faults --disk "$3" "$1"'
     )
-    run = [*NAMESPACE, command, "sh", mount, sys.executable, tiny]
+    run = [*NAMESPACE, command, "sh", str(mount), sys.executable, str(tiny)]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
     check(done.returncode == 0, done.stderr)
     result: Result = json.loads(done.stdout.splitlines()[-1])
