@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.faults.check import Result, check
 from ponderttt.adaptation import update
+from ponderttt.engine.observer import StepRecord
 from ponderttt.fast_weights.optimizer import adam_rows
 from ponderttt.models import store as models
 from tests.helpers import source_text
@@ -90,6 +91,12 @@ def isolation(tiny: Path, scratch: Path, seed: int) -> Result:
     found: dict[bool, dict[str, torch.Tensor]] = {}
     means: dict[str, float] = {}
     asked: Counter[int] = Counter()
+    shared: Counter[str] = Counter()
+
+    def note(record: StepRecord) -> None:
+        owners = {tag.owner.partition("~")[0] for tag in record.tags}
+        if {"alice", "bob"} <= owners:
+            shared[record.kind] += 1
 
     async def ask(live: Live, present: bool) -> dict[str, torch.Tensor]:
         answers = {}
@@ -109,7 +116,8 @@ def isolation(tiny: Path, scratch: Path, seed: int) -> Result:
             for shift in range(8 if present else 0):
                 tests.teach(live, "bob", f"{'#' * shift}\n{tests.SECRET * 6}", "UPDATE_4")
             means["Bob" if present else "Bob, before"] = tests.mean_score(live, "bob", tests.SECRET)
-            found[present] = asyncio.run(ask(live, present))
+            with patch.object(live.core.observer, "step", note):
+                found[present] = asyncio.run(ask(live, present))
     far = {
         f"{name}, {kind}": max(
             float((found[True][key] - found[False][key]).abs().max())
@@ -122,10 +130,12 @@ def isolation(tiny: Path, scratch: Path, seed: int) -> Result:
             scores = found[present][f"{name} secret 2"].unflatten(0, (6, -1))[0]
             means[f"{label}, {how}"] = float(scores.mean())
     check(max(far.values()) < tests.CROWDED_TOLERANCE and set(asked) == {200}, (far, asked))
+    check(shared.total() > 0, "no phase was shared, so nothing was tried")
     check(means["Bob"] > means["Alice, Bob learning beside"] + 1.0, means)
     return {
         "model": MODEL,
         "requests of Bob meanwhile": asked.total(),
+        "phases that Alice and Bob shared": dict(shared),
         "largest difference of a log-probability, Bob present and absent": far,
         "mean log-probability of the secret's tokens, nats": means,
     }
