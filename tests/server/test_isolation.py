@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ SECRET = "PASSWORD = 'correct horse battery staple 7391'\n"
 
 
 @contextmanager
-def server(directory: Path, tmp_path: Path) -> Iterator[Live]:
-    """A server with the keys of Alice and Bob, each with a session `repo`."""
-    path = key_file(tmp_path, "alice", "bob")
-    with live_server(directory, api_key_file=path, learning_rate=0.02) as live:
-        for name in ("alice", "bob"):
+def server(
+    directory: Path, tmp_path: Path, names: Sequence[str] = ("alice", "bob"), **options: Any
+) -> Iterator[Live]:
+    """A server with keys of these names, each with a session `repo`."""
+    path = key_file(tmp_path, *names, "root")
+    with live_server(directory, api_key_file=path, **{"learning_rate": 0.02, **options}) as live:
+        for name in names:
             made = live.http.post("/v1/sessions", json={"id": "repo"}, headers=bearer_of(name))
             assert made.status_code == 201
         yield live
@@ -90,7 +92,7 @@ async def traffic(live: Live, name: str, clients: int) -> AsyncIterator[list[int
             path, body = calls[len(statuses) % 2]
             statuses.append((await http.post(path, json=body)).status_code)
 
-    async with httpx.AsyncClient(base_url=live.url, timeout=60, headers=bearer_of(name)) as http:
+    async with httpx.AsyncClient(base_url=live.url, timeout=600, headers=bearer_of(name)) as http:
         tasks = [asyncio.create_task(ask(http, number)) for number in range(clients)]
         try:
             yield statuses
