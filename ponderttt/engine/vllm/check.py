@@ -171,9 +171,11 @@ def _refusal(
             f"{head}ours have rank {rank}; start it with --max-lora-rank {allowed_rank(rank)}, or "
             f"this server with a lower --rank ({text})"
         )
-    if "No adapter found" in text:
+    if "No adapter found" in text or "Permission denied" in text:
+        # A temporary directory is for its user alone.
+        seen = "may not read" if "Permission denied" in text else "doesn't see"
         return VllmMismatchError(
-            f"{head}it doesn't see {generator.adapter_directory}; give a directory that both can "
+            f"{head}it {seen} {generator.adapter_directory}; give a directory that both can "
             "read under the same path with --vllm-adapter-dir"
         )
     if "answers 404" in text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from ponderttt.engine.vllm.check import (
 from ponderttt.engine.vllm.config import VllmConfig
 from ponderttt.engine.vllm.generator import VllmGenerator
 from ponderttt.fast_weights.layout import LoRAConfig
-from tests.fake_vllm import FakeVllm, fake_vllm
+from tests.fake_vllm import FakeVllm, Fault, fake_vllm
 from tests.ponderttt.engine import harness
 
 
@@ -95,6 +96,15 @@ def test_server_that_does_not_see_the_adapters_is_refused(
 ) -> None:
     monkeypatch.setattr("ponderttt.engine.vllm.check.export_adapter", lambda *args: args[2].mkdir())
     assert "with --vllm-adapter-dir" in refusal(tiny_llama_dir)
+
+
+def test_server_of_a_user_who_may_not_read_the_adapters_is_refused(tiny_llama_dir: Path) -> None:
+    # The words of vLLM 0.32: Python's error, passed on.
+    said = "[Errno 13] Permission denied: '/tmp/x/adapter_config.json'"
+    faults = {"/v1/load_lora_adapter": deque([Fault(status=500, message=said)])}
+    message = refusal(tiny_llama_dir, faults=faults)
+    assert "it may not read /" in message
+    assert "with --vllm-adapter-dir" in message
 
 
 def test_server_on_which_adapters_have_no_effect_is_refused(
