@@ -172,10 +172,11 @@ class VllmGenerator:
 
     async def _shut_down(self) -> None:
         try:
-            for task in list(self._tasks.values()):
+            running = [*self._tasks.values(), *self._chores]
+            for task in running:
                 task.cancel()
-            if self._tasks:  # one that is loading an adapter goes on until it is there
-                await asyncio.wait(self._tasks.values(), timeout=_CLOSE_SECONDS / 4)
+            if running:  # one that is loading an adapter goes on until it is there
+                await asyncio.wait(running, timeout=_CLOSE_SECONDS / 4)
             async with asyncio.timeout(_CLOSE_SECONDS / 2):
                 await self._adapters.unload_all()
         finally:
