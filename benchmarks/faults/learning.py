@@ -94,7 +94,7 @@ def isolation(tiny: Path, scratch: Path, seed: int) -> Result:
     shared: Counter[str] = Counter()
 
     def note(record: StepRecord) -> None:
-        owners = {tag.owner.partition("~")[0] for tag in record.tags}
+        owners = {tag.owner.partition("~")[0] for tag in record.tags if tag.owner}
         if {"alice", "bob"} <= owners:
             shared[record.kind] += 1
 
