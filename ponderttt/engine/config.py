@@ -72,7 +72,7 @@ class EngineConfig:
         prefix_cache_bytes: what is kept of prefixes read before, beside the positions above; on
             the model's device. 0 keeps nothing.
         packed_weights: keep the model's matrices in faster layouts as well, where there are such
-            (float32 on a CPU): 1.2 to 3 times the speed for 2 to 2.5 times the memory of weights.
+            (float32 on a CPU): products 1.1 to 2 times as fast for 2 to 2.5 times the memory.
         max_batch_tokens: rows of one prefill or write phase when nothing decodes.
         busy_batch_tokens: the same while other sequences decode; bounds the gap in their tokens.
         decode_share: share of the time that decoding gets while prefills or writes wait, too.

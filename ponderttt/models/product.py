@@ -2,8 +2,9 @@
 
 BLAS reads the matrix as it lies, and at 1 to 100 rows reaches a quarter to two thirds of what the
 memory gives. So on the CPU the matrix is kept in a second layout as well, the one that oneDNN's
-kernels read in order: 1.2 to 3 times faster at 3 rows and more, and a row's result does not depend
-on the rows beside it. One or two rows are fastest as a batched product over slices of the matrix.
+kernels read in order: 1.1 to 2 times faster at 3 rows and more than what there is without it, and
+a row's result does not depend on the rows beside it. One or two rows are fastest as a batched
+product over slices of the matrix.
 """
 
 from __future__ import annotations
