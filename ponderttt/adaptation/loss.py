@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,37 +20,59 @@ def logit_slices(normed: Tensor, head: FrozenMatrix) -> Iterator[tuple[slice, Te
         yield rows, head(normed[rows]).float()
 
 
+def losses_and_probabilities(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy [N] in nats, and the softmax [N, V], which takes the place of `logits`.
+
+    Passes over [N, V] cost a good part of what the product before them does, so there are three:
+    the greatest logit, the softmax, and the greatest probability. That is never less than 1/V, so
+    its logarithm gives the normaliser, where that of a target's own probability may be -inf.
+    """
+    greatest = logits.amax(dim=1)
+    picked = logits.gather(1, targets[:, None]).squeeze(1)
+    probabilities = torch.softmax(logits, dim=1, out=logits)
+    return greatest - probabilities.amax(dim=1).log() - picked, probabilities
+
+
 def token_losses(normed: Tensor, head: FrozenMatrix, targets: Tensor) -> Tensor:
     """Cross-entropy in nats of each row: [N, hidden], [V, hidden], [N] → [N] float32."""
     losses = torch.empty(normed.shape[0], device=normed.device)
     for rows, logits in logit_slices(normed, head):
-        picked = logits.gather(1, targets[rows, None]).squeeze(1)
-        losses[rows] = logits.logsumexp(dim=1) - picked
+        losses[rows], _ = losses_and_probabilities(logits, targets[rows])
     return losses
 
 
-def losses_and_gradient(
-    slices: Iterable[tuple[slice, Tensor]], head: FrozenMatrix, targets: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Each row's cross-entropy, and the gradient of their weighted sum with respect to the rows.
+def gradient_at_top(
+    probabilities: Tensor, head: FrozenMatrix, targets: Tensor, weights: Tensor
+) -> Tensor:
+    """Gradient of the weighted sum of the rows' losses with respect to the rows.
 
     Args:
-        slices: as of `logit_slices`, of [N, hidden] rows after the final norm; overwritten.
+        probabilities: [N, V] float32, of the rows after the final norm; overwritten.
         head: [V, hidden], frozen.
         targets: [N] int64.
         weights: [N] float32, of the rows' losses.
     Returns:
+        [N, hidden], in the head's dtype.
+    """
+    minus_one = torch.full_like(weights[:, None], -1.0)
+    probabilities.scatter_add_(1, targets[:, None], minus_one)
+    # Rows are scaled after the product: there are hidden numbers in each, not V.
+    return head.back(probabilities) * weights[:, None].to(head.weight.dtype)
+
+
+def losses_and_gradient(
+    normed: Tensor, head: FrozenMatrix, targets: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Each row's cross-entropy, and the gradient of their weighted sum with respect to the rows.
+
+    Args:
+        normed: [N, hidden], rows after the final norm.
+        head, targets, weights: as of `gradient_at_top`.
+    Returns:
         Losses [N] float32, in nats, and the gradient [N, hidden] in the head's dtype.
     """
-    weight = head.weight
-    losses = torch.empty(targets.shape[0], device=weight.device)
-    shape = (targets.shape[0], weight.shape[1])
-    gradient = torch.empty(shape, device=weight.device, dtype=weight.dtype)
-    for rows, logits in slices:
-        log_norm = logits.logsumexp(dim=1, keepdim=True)
-        losses[rows] = (log_norm - logits.gather(1, targets[rows, None])).squeeze(1)
-        probabilities = logits.sub_(log_norm).exp_()
-        probabilities.scatter_add_(1, targets[rows, None], torch.full_like(log_norm, -1.0))
-        probabilities.mul_(weights[rows, None])
-        gradient[rows] = head.back(probabilities)
+    losses, gradient = torch.empty_like(weights), torch.empty_like(normed)
+    for rows, logits in logit_slices(normed, head):
+        losses[rows], probabilities = losses_and_probabilities(logits, targets[rows])
+        gradient[rows] = gradient_at_top(probabilities, head, targets[rows], weights[rows])
     return losses, gradient

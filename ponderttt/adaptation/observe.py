@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ponderttt.adaptation.loss import logit_slices
+from ponderttt.adaptation.loss import logit_slices, losses_and_probabilities
 from ponderttt.adaptation.observation import ChunkObservation, History
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.kv_cache import KVCache
@@ -43,14 +43,14 @@ class Scores:
         losses: [T] float32, nats (T-1 where the chunk begins its sequence).
         probes: [P] int64, positions in the sequence whose next-token distribution was looked at.
         entropy, top1: [P] float32.
-        logits: of the losses' rows, slice by slice; empty unless they were to be kept.
+        probabilities: [N, V] of the losses' rows, slice by slice; empty unless to be kept.
     """
 
     losses: Tensor
     probes: Tensor
     entropy: Tensor
     top1: Tensor
-    logits: tuple[tuple[slice, Tensor], ...] = ()
+    probabilities: tuple[tuple[slice, Tensor], ...] = ()
 
     @property
     def loss(self) -> float:
@@ -58,11 +58,11 @@ class Scores:
         return float(self.losses.mean()) if self.losses.numel() else 0.0
 
 
-def score(model: Decoder, read: ChunkRead, *, keep_logits: bool = False) -> Scores:
+def score(model: Decoder, read: ChunkRead, *, keep: bool = False) -> Scores:
     """Next-token losses of the chunk as it was read, and entropies at a few positions.
 
-    The chunk's first token is predicted from the chunk before. `keep_logits`: [T, V] float32 come
-    along, for whoever needs the gradient of the loss as well.
+    The chunk's first token is predicted from the chunk before. `keep`: the probabilities, [T, V]
+    float32, come along, for whoever needs the gradient of the loss as well.
     """
     first = max(read.start - 1, 0)
     normed = read.final[first : read.end - 1]
@@ -75,15 +75,13 @@ def score(model: Decoder, read: ChunkRead, *, keep_logits: bool = False) -> Scor
     )
     kept: list[tuple[slice, Tensor]] = []
     for rows, logits in logit_slices(normed, model.head):
-        if keep_logits:
-            kept.append((rows, logits))
-        log_norm = logits.logsumexp(dim=1)
-        losses[rows] = log_norm - logits.gather(1, targets[rows, None]).squeeze(1)
+        losses[rows], probabilities = losses_and_probabilities(logits, targets[rows])
         here = (probes - first >= rows.start) & (probes - first < rows.stop)
-        at = probes[here] - first - rows.start
-        log_probs = logits[at] - log_norm[at, None]
-        entropy[here] = -(log_probs.exp() * log_probs).sum(dim=1)
-        top1[here] = log_probs.amax(dim=1).exp()
+        at = probabilities[probes[here] - first - rows.start]
+        entropy[here] = -torch.xlogy(at, at).sum(dim=1)
+        top1[here] = at.amax(dim=1)
+        if keep:
+            kept.append((rows, probabilities))
     return Scores(losses, probes, entropy, top1, tuple(kept))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ponderttt.adaptation.actions import Action
-from ponderttt.adaptation.loss import logit_slices, losses_and_gradient, token_losses
+from ponderttt.adaptation.loss import gradient_at_top, losses_and_gradient, token_losses
 from ponderttt.adaptation.observe import Scores
 from ponderttt.adaptation.rules import UpdateRule
 from ponderttt.fast_weights.adapter import BatchedAdapter
@@ -34,7 +34,7 @@ from ponderttt.models.kv_cache import KVCache
 from ponderttt.models.product import FrozenMatrix
 
 # Bytes: 256 tokens of a vocabulary of 150,000 are 155 MB.
-_KEPT_LOGITS = 256 << 20
+_KEPT = 256 << 20
 
 #: Tokens on which a write is judged at least, where it has so many.
 _LEAST_JUDGED = 32
@@ -54,17 +54,21 @@ class TopGradient:
     gradient: Tensor
 
 
-def logits_fit(model: Decoder, rows: int) -> bool:
-    """Whether a chunk's logits are few enough to be kept from its read to the gate's decision."""
-    return rows * model.config.vocab_size * torch.float32.itemsize <= _KEPT_LOGITS
+def probabilities_fit(model: Decoder, rows: int) -> bool:
+    """Whether a chunk's [rows, V] are few enough to be kept from its read to the decision."""
+    return rows * model.config.vocab_size * torch.float32.itemsize <= _KEPT
 
 
 def top_gradient(scores: Scores, head: FrozenMatrix, targets: Tensor) -> TopGradient | None:
-    """From the logits that `score` kept, which are overwritten; None where it kept none."""
-    if not scores.logits:
+    """From the probabilities that `score` kept, which are overwritten; None where it kept none."""
+    if not scores.probabilities:
         return None
     weights = torch.full((len(targets),), 1.0 / len(targets), device=head.weight.device)
-    return TopGradient(*losses_and_gradient(scores.logits, head, targets, weights))
+    pieces = [
+        gradient_at_top(kept, head, targets[rows], weights[rows])
+        for rows, kept in scores.probabilities
+    ]
+    return TopGradient(scores.losses, torch.cat(pieces))
 
 
 @dataclass(slots=True)
@@ -195,8 +199,7 @@ class Writer:
             weights = torch.cat(
                 [torch.full((len(r),), 1.0 / len(r), device=rows.device) for r, _ in open_rows]
             )
-            head = self._model.head
-            found = losses_and_gradient(logit_slices(rows, head), head, ids, weights)
+            found = losses_and_gradient(rows, self._model.head, ids, weights)
             pieces = zip(
                 *(part.split([len(r) for r, _ in open_rows]) for part in found), strict=True
             )

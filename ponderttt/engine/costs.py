@@ -17,7 +17,7 @@ import torch
 
 from ponderttt.adaptation.actions import Action, CostModel
 from ponderttt.adaptation.observe import ChunkRead, Scores, score
-from ponderttt.adaptation.update import Write, Writer, logits_fit, top_gradient
+from ponderttt.adaptation.update import Write, Writer, probabilities_fit, top_gradient
 from ponderttt.fast_weights.bank import AdapterBank, StepTag
 from ponderttt.models.decoder import Decoder
 
@@ -52,7 +52,7 @@ def measure_costs(model: Decoder, bank: AdapterBank, writer: Writer, chunk_size:
     boundary = torch.empty(shape, device=model.device, dtype=model.dtype)
     final = torch.empty_like(boundary)
 
-    keep = logits_fit(model, chunk_size)
+    keep = probabilities_fit(model, chunk_size)
 
     @torch.inference_mode()
     def read() -> Scores:
@@ -62,7 +62,7 @@ def measure_costs(model: Decoder, bank: AdapterBank, writer: Writer, chunk_size:
         x = model.run(x, bank.layout.first_layer, model.config.num_layers, batch)
         final.copy_(model.normed(x))
         chunk = ChunkRead(ids, 0, chunk_size, boundary, final, cache)
-        return score(model, chunk, keep_logits=keep)
+        return score(model, chunk, keep=keep)
 
     def update(action: Action, scores: Scores) -> None:
         with torch.inference_mode():

@@ -25,7 +25,7 @@ from ponderttt.adaptation.gates import (
 )
 from ponderttt.adaptation.observe import ChunkRead, Scores, observe, score
 from ponderttt.adaptation.policy import PolicyGate
-from ponderttt.adaptation.update import Write, Writer, logits_fit, top_gradient
+from ponderttt.adaptation.update import Write, Writer, probabilities_fit, top_gradient
 from ponderttt.engine.observer import EngineObserver
 from ponderttt.engine.outputs import ChunkEvent, ChunkReport, Reason
 from ponderttt.engine.resolve import ResolvedTTT
@@ -88,7 +88,7 @@ class Learner:
         session = _session(group)
         with torch.inference_mode():
             read = self._chunk_read(sequence, span)
-            scores = score(self._model, read, keep_logits=self._may_learn(sequence, span))
+            scores = score(self._model, read, keep=self._may_learn(sequence, span))
             if not math.isfinite(scores.loss):
                 # Entered into the session's averages it would never leave them.
                 raise ModelError(
@@ -124,7 +124,7 @@ class Learner:
         """Whether the gradient at the top may be wanted soon, and its logits are not too many."""
         ttt, size = sequence.group.ttt, span.end - span.start
         learns = ttt.gate != "off" and not self.is_short(size, ttt)
-        return learns and logits_fit(self._model, size)
+        return learns and probabilities_fit(self._model, size)
 
     def _decide(
         self, sequence: Sequence, span: Span, read: ChunkRead, scores: Scores

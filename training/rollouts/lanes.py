@@ -21,7 +21,7 @@ from ponderttt.adaptation.loss import token_losses
 from ponderttt.adaptation.observation import History
 from ponderttt.adaptation.observe import ChunkRead, Scores, observe, score
 from ponderttt.adaptation.params import TTTParams
-from ponderttt.adaptation.update import TopGradient, Write, logits_fit, top_gradient
+from ponderttt.adaptation.update import TopGradient, Write, probabilities_fit, top_gradient
 from ponderttt.engine.core import EngineCore
 from ponderttt.errors import InvalidRequestError
 from ponderttt.fast_weights.adapter import BatchedAdapter
@@ -213,8 +213,8 @@ class Lanes:
         """Losses of the chunk read last, with the weights of now."""
         model, bank = self.core.model, self.core.bank
         with torch.inference_mode():
-            keep = logits_fit(model, lane.tokens) and self.learns(lane)
-            lane.scores = score(model, self._chunk(lane), keep_logits=keep)
+            keep = probabilities_fit(model, lane.tokens) and self.learns(lane)
+            lane.scores = score(model, self._chunk(lane), keep=keep)
         lane.top, lane.read_version = None, bank.version(lane.session.slot)
 
     def features(self, lane: Lane, history: History) -> Tensor:
@@ -298,7 +298,7 @@ class Lanes:
         lane.session.ledger.charge(action, self.core.costs, 0.0, budgeted=budgeted)
         lane.session.record(loss, self.core.costs["nominal"][action])
         # The chunk is done with, and its logits are large.
-        lane.scores, lane.top = scores and replace(scores, logits=()), None
+        lane.scores, lane.top = scores and replace(scores, probabilities=()), None
 
     def peek(self, requests: Seq[tuple[Lane, int, Tensor]], tokens: int) -> list[float]:
         """Losses of chunks still to be read, had the lanes these weights; changes nothing.
@@ -382,16 +382,16 @@ class Lanes:
         )
 
     def _top(self, lane: Lane) -> TopGradient | None:
-        """Of the chunk read last; made once, since that uses the logits up."""
+        """Of the chunk read last; made once, since that uses the probabilities up."""
         scores, (_, start, end) = lane.scores, lane.span
-        if scores is not None and scores.logits:
+        if scores is not None and scores.probabilities:
             model = self.core.model
             targets = _document(lane).tokens[max(start, 1) : end]
             with torch.inference_mode():
                 lane.top = top_gradient(
                     scores, model.head, torch.tensor(targets, device=model.device)
                 )
-            lane.scores = replace(scores, logits=())
+            lane.scores = replace(scores, probabilities=())
         return lane.top
 
 

@@ -15,7 +15,7 @@ from ponderttt.adaptation.observation import History
 from ponderttt.adaptation.observe import ChunkRead, observe, score
 from ponderttt.adaptation.params import TTTParams
 from ponderttt.adaptation.policy import PolicyGate, PolicyMetadata, PolicyNetwork
-from ponderttt.adaptation.update import Write, logits_fit, top_gradient
+from ponderttt.adaptation.update import Write, probabilities_fit, top_gradient
 from ponderttt.bench.driving import timed_run
 from ponderttt.bench.lab import Lab
 from ponderttt.bench.texts import Prompt
@@ -86,8 +86,8 @@ class _Chunk:
         self._cache = core.model.new_cache(len(tokens))
         self._boundary, final = _read(core, self._ids, self._cache, 0)
         read = ChunkRead(self._ids, 0, len(tokens), self._boundary, final, self._cache)
-        keep = logits_fit(core.model, len(tokens))
-        scores = score(core.model, read, keep_logits=keep)
+        keep = probabilities_fit(core.model, len(tokens))
+        scores = score(core.model, read, keep=keep)
         self._top = top_gradient(scores, core.model.head, self._ids[1:])
 
     def write(self) -> Write:

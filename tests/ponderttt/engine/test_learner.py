@@ -612,7 +612,7 @@ def test_first_step_from_the_read_is_the_one_that_the_replay_gives(
     for known in (True, False):
         core = make_core(tiny_llama_dir)
         if not known:
-            monkeypatch.setattr(learner, "logits_fit", lambda model, rows: False)
+            monkeypatch.setattr(learner, "probabilities_fit", lambda model, rows: False)
         done = harness.adapt(core, document, ttt=FIXED)
         assert [report.action for report in done.chunks] == [Action.UPDATE_1] * chunks
         moved.append(harness.weights(core, "s") - core.bank.fresh_weights)
