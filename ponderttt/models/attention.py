@@ -95,19 +95,23 @@ class FlatBatch:
 
     def _decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         """As `attend`, for one row per sequence: no mask, and the fewest operations."""
-        if window not in self._steps:
-            self._steps[window] = [_DecodeViews.of(segment, window) for segment in self.segments]
-        views = self._steps[window]
         kv_heads, size = k.shape[1:]
+        spread = self._device.type == "cpu" and heads_to_spread(kv_heads, torch.get_num_threads())
+        group = q.shape[1] // kv_heads if spread else None
+        if window not in self._steps:
+            self._steps[window] = [_DecodeViews.of(s, window, group) for s in self.segments]
+        views = self._steps[window]
         torch._foreach_copy_([view.new_keys[layer] for view in views], list(k.unbind()))
         torch._foreach_copy_([view.new_values[layer] for view in views], list(v.unbind()))
-        # The heads of a group become query rows, so that keys need not be copied.
-        grouped = q.reshape(len(views), 1, kv_heads, -1, size).unbind()
+        # The heads of a group become query rows, so that keys need not be copied; or each becomes
+        # a head of its own that looks at the same keys.
+        shape = (kv_heads, group, 1) if group else (1, kv_heads, -1)
+        grouped = q.reshape(len(views), *shape, size).unbind()
         outputs = [
             F.scaled_dot_product_attention(rows, view.keys[layer], view.values[layer])
             for rows, view in zip(grouped, views, strict=True)
         ]
-        return torch.cat(outputs).flatten(1)
+        return torch.cat(outputs).view(len(views), -1)
 
     def _masked(self, index: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         """In pieces of rows: what lies beyond a piece's last row is not even looked at."""
@@ -150,7 +154,8 @@ class FlatBatch:
 class _DecodeViews:
     """What one sequence's next row writes and sees, block by block; made once per step.
 
-    Shapes: `new_keys`, `new_values` [kv_heads, D]; `keys`, `values` [1, kv_heads, S, D].
+    Shapes: `new_keys`, `new_values` [kv_heads, D]; `keys`, `values` [1, kv_heads, S, D], or
+    [kv_heads, group, S, D] where a group's size is given.
     """
 
     new_keys: tuple[Tensor, ...]
@@ -159,17 +164,30 @@ class _DecodeViews:
     values: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, segment: Segment, window: int | None) -> _DecodeViews:
+    def of(cls, segment: Segment, window: int | None, group: int | None) -> _DecodeViews:
         cache, at = segment.cache, segment.start
         cache.check(at + 1)
         first = 0 if window is None else max(at + 1 - window, 0)
-        seen = (slice(None), None, slice(None), slice(first, at + 1))
+        seen = [cached[:, :, first : at + 1] for cached in (cache.keys, cache.values)]
+        if group is None:
+            keys, values = (every[:, None] for every in seen)
+        else:
+            keys, values = (e[:, :, None].expand(-1, -1, group, -1, -1) for e in seen)
         return cls(
             cache.keys[:, :, at].unbind(),
             cache.values[:, :, at].unbind(),
-            cache.keys[seen].unbind(),
-            cache.values[seen].unbind(),
+            keys.unbind(),
+            values.unbind(),
         )
+
+
+def heads_to_spread(kv_heads: int, threads: int) -> bool:
+    """Whether a step's attention is faster with every head by itself than by groups.
+
+    The kernel gives whole heads to threads. Groups read their keys once, which is worth a tenth,
+    but 3 of them on 2 threads take as long as 4.
+    """
+    return -(-kv_heads // threads) * threads >= 1.25 * kv_heads
 
 
 def causal_visible(start: int, length: int, window: int | None, device: torch.device) -> Tensor:

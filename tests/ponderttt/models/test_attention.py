@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ponderttt.models.attention import causal_visible
+from ponderttt.models import attention
+from ponderttt.models.attention import causal_visible, heads_to_spread
 from ponderttt.models.checkpoint import load_decoder
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.kv_cache import KVCache
@@ -63,8 +64,22 @@ def decode(texts: Texts) -> Tensor:
     return torch.cat(rows)
 
 
-def test_decode_token_by_token_equals_the_whole(texts: Texts) -> None:
+@pytest.mark.parametrize("spread", [False, True])
+def test_decode_token_by_token_equals_the_whole(
+    texts: Texts, spread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "heads_to_spread", lambda kv_heads, threads: spread)
     assert_close(decode(texts), texts.whole[0])
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "threads", "spread"),
+    [(3, 1, False), (3, 2, True), (2, 2, False), (2, 4, True), (9, 2, False), (1, 2, True)],
+)
+def test_heads_are_spread_where_groups_would_leave_threads_idle(
+    kv_heads: int, threads: int, spread: bool
+) -> None:
+    assert heads_to_spread(kv_heads, threads) is spread
 
 
 @pytest.mark.parametrize("fixture", reference.FAMILIES)
