@@ -57,7 +57,7 @@ def gradient_at_top(
     minus_one = torch.full_like(weights[:, None], -1.0)
     probabilities.scatter_add_(1, targets[:, None], minus_one)
     # Rows are scaled after the product: there are hidden numbers in each, not V.
-    return head.back(probabilities) * weights[:, None].to(head.weight.dtype)
+    return head.back(probabilities).mul_(weights[:, None])
 
 
 def losses_and_gradient(

@@ -121,7 +121,7 @@ class Learner:
         )
 
     def _may_learn(self, sequence: Sequence, span: Span) -> bool:
-        """Whether the gradient at the top may be wanted soon, and its logits are not too many."""
+        """Whether the gradient at the top may be wanted soon, and [rows, V] can be kept."""
         ttt, size = sequence.group.ttt, span.end - span.start
         learns = ttt.gate != "off" and not self.is_short(size, ttt)
         return learns and probabilities_fit(self._model, size)

@@ -297,7 +297,7 @@ class Lanes:
         loss = scores.loss if scores is not None and scores.losses.numel() else None
         lane.session.ledger.charge(action, self.core.costs, 0.0, budgeted=budgeted)
         lane.session.record(loss, self.core.costs["nominal"][action])
-        # The chunk is done with, and its logits are large.
+        # The chunk is done with, and its probabilities are large.
         lane.scores, lane.top = scores and replace(scores, probabilities=()), None
 
     def peek(self, requests: Seq[tuple[Lane, int, Tensor]], tokens: int) -> list[float]:
