@@ -187,7 +187,11 @@ class EngineCore:
         path = store.resolve(model, progress=progress)
         name = served_name(model)
         decoder = load_decoder(
-            path, torch_device(device), torch_dtype(dtype), packed=config.packed_weights
+            path,
+            torch_device(device),
+            torch_dtype(dtype),
+            packed=config.packed_weights,
+            native=config.native_kernels,
         )
         shipped = files("ponderttt") / "policies" / name
         if policy is None and shipped.is_dir():

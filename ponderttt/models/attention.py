@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponderttt.models.kv_cache import KVCache
+from ponderttt.native.decode_attention import DecodeAttention
 
 # Rows of a long piece of text that share a mask.
 _PIECE = 256
@@ -42,6 +43,7 @@ class FlatBatch:
         device: of the batch's tensors.
         dtype: of the attention masks.
         replay: see above.
+        native: use the kernel in C for steps that decode, where there is one.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class FlatBatch:
         dtype: torch.dtype,
         *,
         replay: bool = False,
+        native: bool = False,
     ) -> None:
         self.segments = tuple(segments)
         self.replay = replay
@@ -59,6 +62,8 @@ class FlatBatch:
         # Of a step that decodes: one row of each sequence.
         self._single = not replay and all(length == 1 for length in self.lengths)
         self._steps: dict[int | None, list[_DecodeViews]] = {}
+        self._native = native
+        self._kernels: dict[int | None, DecodeAttention] = {}
         self._device, self._dtype = device, dtype
         self.positions = torch.cat(
             [torch.arange(s.start, s.start + s.length, device=device) for s in segments]
@@ -95,6 +100,11 @@ class FlatBatch:
 
     def _decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         """As `attend`, for one row per sequence: no mask, and the fewest operations."""
+        if self._native and DecodeAttention.fits(self.segments[0].cache, q.shape[1]):
+            if window not in self._kernels:
+                places = [(s.cache, s.start) for s in self.segments]
+                self._kernels[window] = DecodeAttention(places, window)
+            return self._kernels[window](layer, q, k, v)
         kv_heads, size = k.shape[1:]
         spread = self._device.type == "cpu" and heads_to_spread(kv_heads, torch.get_num_threads())
         group = q.shape[1] // kv_heads if spread else None

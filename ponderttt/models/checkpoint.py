@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -57,6 +58,17 @@ class _Weights:
         return tensor.to(device=self._device, dtype=self._dtype, copy=True)
 
 
+@dataclass(frozen=True, slots=True)
+class _Layouts:
+    """How the matrices are kept: see `load_decoder`."""
+
+    packed: bool
+    native: bool
+
+    def matrix(self, weight: Tensor) -> FrozenMatrix:
+        return FrozenMatrix(weight, packed=self.packed, native=self.native)
+
+
 def _files(path: Path) -> list[Path]:
     # The order in which transformers looks.
     if (path / _SINGLE).is_file():
@@ -109,6 +121,7 @@ def load_decoder(
     dtype: torch.dtype = torch.float32,
     *,
     packed: bool = True,
+    native: bool = True,
 ) -> Decoder:
     """Load a checkpoint directory in Hugging Face format.
 
@@ -117,13 +130,15 @@ def load_decoder(
         device, dtype: where and as what the weights are kept.
         packed: keep the matrices in faster layouts as well, where there are such; takes twice the
             memory.
+        native: decode with kernels in C (`ponderttt.native`), where this machine has them.
     Raises:
         ModelError: unsupported architecture; missing, misshapen, unexpected or quantised tensors.
     """
     config = ModelConfig.from_pretrained(path)
     weights = _Weights(path, torch.device(device), dtype)
     build = _gpt2_block if config.model_type == "gpt2" else _llama_block
-    blocks = tuple(build(config, weights, layer, packed) for layer in range(config.num_layers))
+    layouts = _Layouts(packed, native)
+    blocks = tuple(build(config, weights, layer, layouts) for layer in range(config.num_layers))
     vocabulary = (config.vocab_size, config.hidden_size)
     if config.model_type == "gpt2":
         embedding = weights("wte.weight", vocabulary)
@@ -131,12 +146,12 @@ def load_decoder(
         final_norm: Norm = _layer_norm(config, weights, "ln_f")
     else:
         embedding, positions = weights("embed_tokens.weight", vocabulary), None
-        final_norm = _rms_norm(config, weights, "norm")
+        final_norm = _rms_norm(config, weights, "norm", layouts)
     # A matrix of its own counts even where the config says "tied", as in transformers.
     own_head = not config.tied_head or "lm_head.weight" in weights
     head = weights("lm_head.weight", vocabulary) if own_head else embedding
-    matrix = FrozenMatrix(head, packed=packed)
-    return Decoder(config, embedding, positions, blocks, final_norm, matrix)
+    matrix = layouts.matrix(head)
+    return Decoder(config, embedding, positions, blocks, final_norm, matrix, native=native)
 
 
 def _layer_norm(config: ModelConfig, weights: _Weights, name: str) -> LayerNorm:
@@ -146,8 +161,10 @@ def _layer_norm(config: ModelConfig, weights: _Weights, name: str) -> LayerNorm:
     )
 
 
-def _rms_norm(config: ModelConfig, weights: _Weights, name: str) -> RMSNorm:
-    return RMSNorm(weights(f"{name}.weight", (config.hidden_size,)), config.norm_eps)
+def _rms_norm(config: ModelConfig, weights: _Weights, name: str, layouts: _Layouts) -> RMSNorm:
+    return RMSNorm(
+        weights(f"{name}.weight", (config.hidden_size,)), config.norm_eps, layouts.native
+    )
 
 
 def _fused(
@@ -157,7 +174,7 @@ def _fused(
     *,
     bias: bool,
     transposed: bool,
-    packed: bool,
+    layouts: _Layouts,
 ) -> FusedLinear:
     """Fuse projections of one input, stored [out, in], or [in, out] where `transposed`.
 
@@ -172,20 +189,20 @@ def _fused(
             biases.append(weights(f"{name}.bias", (part.out_features,)))
         elif f"{name}.bias" in weights:
             raise ModelError(f"the checkpoint has {name}.bias, which config.json says nothing of")
-    matrix = FrozenMatrix(torch.cat(matrices).contiguous(), packed=packed)
+    matrix = layouts.matrix(torch.cat(matrices).contiguous())
     return FusedLinear(parts, matrix, torch.cat(biases) if bias else None)
 
 
-def _llama_block(config: ModelConfig, weights: _Weights, layer: int, packed: bool) -> Block:
+def _llama_block(config: ModelConfig, weights: _Weights, layer: int, layouts: _Layouts) -> Block:
     c, at = config, f"layers.{layer}"
     q_size, kv_size = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
 
     def fused(bias: bool, *parts: tuple[str, int, int]) -> FusedLinear:
         named = tuple(Part(*part) for part in parts)
-        return _fused(weights, at, named, bias=bias, transposed=False, packed=packed)
+        return _fused(weights, at, named, bias=bias, transposed=False, layouts=layouts)
 
     return Block(
-        attention_norm=_rms_norm(c, weights, f"{at}.input_layernorm"),
+        attention_norm=_rms_norm(c, weights, f"{at}.input_layernorm", layouts),
         qkv=fused(
             c.qkv_bias,
             ("self_attn.q_proj", c.hidden_size, q_size),
@@ -193,7 +210,7 @@ def _llama_block(config: ModelConfig, weights: _Weights, layer: int, packed: boo
             ("self_attn.v_proj", c.hidden_size, kv_size),
         ),
         output=fused(c.output_bias, ("self_attn.o_proj", q_size, c.hidden_size)),
-        mlp_norm=_rms_norm(c, weights, f"{at}.post_attention_layernorm"),
+        mlp_norm=_rms_norm(c, weights, f"{at}.post_attention_layernorm", layouts),
         up=fused(
             c.mlp_bias,
             ("mlp.gate_proj", c.hidden_size, c.intermediate_size),
@@ -203,13 +220,13 @@ def _llama_block(config: ModelConfig, weights: _Weights, layer: int, packed: boo
     )
 
 
-def _gpt2_block(config: ModelConfig, weights: _Weights, layer: int, packed: bool) -> Block:
+def _gpt2_block(config: ModelConfig, weights: _Weights, layer: int, layouts: _Layouts) -> Block:
     c, at = config, f"h.{layer}"
 
     def fused(bias: bool, name: str, in_features: int, out_features: int) -> FusedLinear:
         part = Part(name, in_features, out_features)
         # GPT-2's Conv1D stores [in, out].
-        return _fused(weights, at, (part,), bias=bias, transposed=True, packed=packed)
+        return _fused(weights, at, (part,), bias=bias, transposed=True, layouts=layouts)
 
     return Block(
         attention_norm=_layer_norm(c, weights, f"{at}.ln_1"),

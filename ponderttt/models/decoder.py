@@ -25,6 +25,7 @@ from ponderttt.models.layers import (
     rotate,
 )
 from ponderttt.models.product import FrozenMatrix
+from ponderttt.native import elementwise
 
 Norm = RMSNorm | LayerNorm
 
@@ -57,6 +58,7 @@ class Decoder:
         blocks: one per layer.
         final_norm: after the last block.
         head: [V, hidden], the output matrix; its weight may be the embedding itself.
+        native: decode with kernels in C, where there are some for these shapes.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class Decoder:
         blocks: tuple[Block, ...],
         final_norm: Norm,
         head: FrozenMatrix,
+        *,
+        native: bool = False,
     ) -> None:
         self.config = config
         self.embedding = embedding
@@ -74,6 +78,7 @@ class Decoder:
         self.blocks = blocks
         self.final_norm = final_norm
         self.head = head
+        self._native = native
         self.rotary = (
             Rotary(
                 config.inv_freq, config.rope_scale, config.max_positions, self.device, self.dtype
@@ -102,7 +107,11 @@ class Decoder:
         from ponderttt.models.attention import Segment
 
         return FlatBatch(
-            [Segment(*segment) for segment in segments], self.device, self.dtype, replay=replay
+            [Segment(*segment) for segment in segments],
+            self.device,
+            self.dtype,
+            replay=replay,
+            native=self._native,
         )
 
     def module_parts(self, layer: int) -> tuple[Part, ...]:
@@ -139,9 +148,9 @@ class Decoder:
         block, c = self.blocks[layer], self.config
         q, k, v = self.project_qkv(block.attention_norm(x), layer, adapter, rope)
         attended = batch.attend(layer, q, k, v, c.sliding_windows[layer])
-        x = x + block.output(attended, layer, adapter)[0]
+        x = block.output.added(x, attended, layer, adapter)
         hidden = block.up(block.mlp_norm(x), layer, adapter)
-        return x + block.down(self._activate(hidden), layer, adapter)[0]
+        return block.down.added(x, self._activate(hidden), layer, adapter)
 
     def project_qkv(
         self,
@@ -156,11 +165,18 @@ class Decoder:
         heads = joined.unflatten(-1, (-1, c.head_dim))
         turning, v = heads[:, : -c.num_kv_heads], heads[:, -c.num_kv_heads :]
         if rope is not None:
-            turning = rotate(turning, *rope)
+            if self._native and elementwise.can_rotate(turning):
+                elementwise.rotate_(turning, *rope)
+            else:
+                turning = rotate(turning, *rope)
         return turning[:, : c.num_heads], turning[:, c.num_heads :], v
 
     def _activate(self, parts: tuple[Tensor, ...]) -> Tensor:
-        match self.config.activation:
+        c = self.config
+        gated_silu = c.activation == "silu" and c.gated_mlp
+        if self._native and gated_silu and all(elementwise.takes(part) for part in parts):
+            return elementwise.silu_gate(*parts)
+        match c.activation:
             case "silu":
                 gate = F.silu(parts[0])
             case "gelu_tanh":
@@ -169,7 +185,7 @@ class Decoder:
                 gate = F.gelu(parts[0])
             case "relu":
                 gate = F.relu(parts[0])
-        return gate * parts[1] if self.config.gated_mlp else gate
+        return gate * parts[1] if c.gated_mlp else gate
 
     def normed(self, x: Tensor) -> Tensor:
         """The final norm over [N, hidden]."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponderttt.models.product import FrozenMatrix
+from ponderttt.native import elementwise
 
 
 class Adapter(Protocol):
@@ -69,6 +70,13 @@ class FusedLinear:
         parts = zip(self._split(whole), deltas, strict=True)
         return torch.cat([out if delta is None else out + delta for out, delta in parts], dim=-1)
 
+    def added(self, residual: Tensor, x: Tensor, layer: int, adapter: Adapter | None) -> Tensor:
+        """`residual` plus a call's only part: [N, out] and [N, in] → [N, out]."""
+        (part,) = self.parts
+        out = self.matrix(x, self.bias, residual)
+        delta = None if adapter is None else adapter.delta(layer, part.name, x)
+        return out if delta is None else out + delta
+
     def _split(self, whole: Tensor) -> tuple[Tensor, ...]:
         # Not `Tensor.split`, whose way through Python takes longer than all else here.
         return (whole,) if len(self.parts) == 1 else torch.split_with_sizes(whole, self._sizes, -1)
@@ -76,12 +84,18 @@ class FusedLinear:
 
 @dataclass(frozen=True, slots=True)
 class RMSNorm:
-    """Root-mean-square norm (Zhang & Sennrich, arXiv:1910.07467); weight [hidden]."""
+    """Root-mean-square norm (Zhang & Sennrich, arXiv:1910.07467); weight [hidden].
+
+    With `native`, a few rows go through the kernel in C, where there is one.
+    """
 
     weight: Tensor
     eps: float
+    native: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.native and elementwise.takes(x):
+            return elementwise.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 

@@ -4,7 +4,8 @@ BLAS reads the matrix as it lies, and at 1 to 100 rows reaches a quarter to two 
 memory gives. So on the CPU the matrix is kept in a second layout as well, the one that oneDNN's
 kernels read in order: 1.1 to 2 times faster at 3 rows and more than what there is without it, and
 a row's result does not depend on the rows beside it. One or two rows are fastest as a batched
-product over slices of the matrix.
+product over slices of the matrix. Where the weights were decoded from a quantised file, their codes
+are kept as well, and a step of a few rows reads those: see `ponderttt.native`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from ponderttt.native.coded_matrix import MOST_ROWS, CodedMatrix
 
 # oneDNN keeps the kernel of every number of rows it has met, about half a megabyte each, a thousand
 # of them in each of two caches. Making one anew takes less than a millisecond. Read at first use.
@@ -38,10 +41,12 @@ class FrozenMatrix:
         weight: [out, in], contiguous.
         packed: keep a second copy in oneDNN's layout, where that helps (float32 on a CPU); a third,
             for `back`, is made when it is first needed.
+        native: keep its codes, where it has some and there are kernels for them.
     """
 
-    def __init__(self, weight: Tensor, *, packed: bool = True) -> None:
+    def __init__(self, weight: Tensor, *, packed: bool = True, native: bool = False) -> None:
         self.weight = weight
+        self._codes = CodedMatrix.of(weight) if native else None
         self._may_pack = packed and can_pack(weight)
         self._packed = _pack(weight) if self._may_pack else None
         self._packed_back: Tensor | None = None
@@ -52,17 +57,31 @@ class FrozenMatrix:
         copies = (self._packed, self._packed_back)
         return sum(self.weight.nbytes for copy in copies if copy is not None)
 
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`x @ weight.T + bias`, differentiable in x: [N, in] → [N, out], out of `bias` [out].
+    @property
+    def code_bytes(self) -> int:
+        """What the codes take; 0 without."""
+        return 0 if self._codes is None else self._codes.nbytes
+
+    def __call__(
+        self, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
+    ) -> Tensor:
+        """`x @ weight.T + bias + residual`, differentiable in x and residual.
 
         A few rows may come back as the transpose of a contiguous matrix.
+
+        Shapes: x [N, in], bias [out], residual [N, out] → [N, out].
         """
+        needs_grad = x.requires_grad or (residual is not None and residual.requires_grad)
+        differentiated = needs_grad and torch.is_grad_enabled()
+        if self._codes is not None and x.shape[0] <= MOST_ROWS and not differentiated:
+            return self._codes(x, bias, residual)
         if self._packed is None:
-            return _unpacked(x, self.weight, bias)
-        if x.requires_grad and torch.is_grad_enabled():
-            found: Tensor = _Packed.apply(x, self, bias)  # type: ignore[no-untyped-call]
-            return found
-        return self._forward(x, bias)
+            found = _unpacked(x, self.weight, bias)
+        elif differentiated:
+            found = _Packed.apply(x, self, bias)  # type: ignore[no-untyped-call]
+        else:
+            found = self._forward(x, bias)
+        return found if residual is None else residual + found
 
     def back(self, gradient: Tensor) -> Tensor:
         """`gradient @ weight`: [N, out] → [N, in]. Not differentiable."""

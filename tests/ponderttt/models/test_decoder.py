@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from ponderttt.models.checkpoint import load_decoder
+from ponderttt.models.decoder import Decoder
 from tests.ponderttt import reference
 
 SIZES: dict[str, Any] = {
@@ -164,7 +165,7 @@ def test_logits_of_an_embedded_model_are_those_of_transformers(
         expected = reference.hf_logits(model, ids)
     # Observed: equal to the last bit. Logits reach 40, though, and the two attentions that
     # transformers has differ by 1e-4 from each other, so another machine may need the last term.
-    plain = reference.our_logits(load_decoder(path, packed=False), ids)
+    plain = reference.our_logits(load_decoder(path, packed=False, native=False), ids)
     assert_same_logits(plain, expected, rtol=1e-5)
 
 
@@ -180,3 +181,36 @@ def test_packed_matrices_are_about_as_exact_as_transformers(smollm2_dir: Path) -
     # Observed: at most 1.7e-4, where transformers is up to 0.8e-4 away from float64.
     assert error.max() < 4 * usual.max()
     assert error.mean() < 2 * usual.mean()
+
+
+@pytest.mark.real_model
+def test_decoding_by_native_kernels_is_about_as_exact_as_without(smollm2_dir: Path) -> None:
+    """Three texts of different lengths, ten steps."""
+    ids = reference.code_ids(smollm2_dir, 400)
+    lengths = (40, 170, 389)
+
+    def decoded(decoder: Decoder, together: bool) -> Tensor:
+        with torch.inference_mode():
+            caches = [decoder.new_cache(400) for _ in lengths]
+            for cache, length in zip(caches, lengths, strict=True):
+                reference.forward(decoder, [(cache, 0, ids[:length])])
+            rows = [
+                [
+                    (cache, n + step, ids[n + step : n + step + 1])
+                    for cache, n in zip(caches, lengths, strict=True)
+                ]
+                for step in range(10)
+            ]
+            if not together:
+                rows = [[row] for step in rows for row in step]
+            return torch.cat([part for step in rows for part in reference.forward(decoder, step)])
+
+    exact = decoded(load_decoder(smollm2_dir, dtype=torch.float64), True)
+    plain = decoded(load_decoder(smollm2_dir, packed=False, native=False), True)
+    native_decoder = load_decoder(smollm2_dir)
+    native = decoded(native_decoder, True)
+    error, usual = ((logits - exact).abs() for logits in (native, plain))
+    # Observed: at most 0.8e-4 both.
+    assert error.max() < 4 * usual.max()
+    assert error.mean() < 2 * usual.mean()
+    assert torch.equal(decoded(native_decoder, False), native)

@@ -1,0 +1,95 @@
+"""Attention of a decode step: one new position of each of several sequences."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ponderttt.models.kv_cache import KVCache
+from ponderttt.native.library import library
+
+_HEAD = 64
+_MOST_GROUP = 8
+
+
+class DecodeAttention:
+    """Where the sequences of one step keep their keys and values, and what they see of them.
+
+    Args:
+        places: each sequence's cache and the position of its new row.
+        window: positions a row may look back, itself included; None: all.
+    """
+
+    def __init__(self, places: Sequence[tuple[KVCache, int]], window: int | None) -> None:
+        count = len(places)
+        for cache, at in places:
+            cache.check(at + 1)
+        self._keys = [cache.keys for cache, _ in places]
+        self._values = [cache.values for cache, _ in places]
+        longs, self._pointers = ctypes.c_long * count, ctypes.c_void_p * count
+        first = [0 if window is None else max(at + 1 - window, 0) for _, at in places]
+        self._last = longs(*(at for _, at in places))
+        self._first = longs(*first)
+        self._strides = longs(*(keys.stride(1) for keys in self._keys))
+        # Addresses layer by layer are those of the first layer, and a step between layers.
+        self._at = [
+            (keys.data_ptr(), values.data_ptr(), keys.stride(0) * keys.element_size())
+            for keys, values in zip(self._keys, self._values, strict=True)
+        ]
+
+    @staticmethod
+    def fits(cache: KVCache, heads: int) -> bool:
+        """Whether there is a kernel for this shape here."""
+        keys = cache.keys
+        return (
+            keys.device.type == "cpu"
+            and keys.dtype == torch.float32
+            and keys.shape[3] == _HEAD
+            and heads // keys.shape[1] <= _MOST_GROUP
+            and library() is not None
+        )
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store the new keys and values and attend.
+
+        Args:
+            layer: index of the block.
+            q: [sequences, heads, 64], rotated.
+            k, v: [sequences, kv_heads, 64], keys rotated.
+        Returns:
+            [sequences, heads * 64].
+        """
+        native = library()
+        assert native is not None
+        q, k, v = (_dense(rows) for rows in (q, k, v))
+        count, heads = q.shape[:2]
+        found = torch.empty(count, heads * _HEAD)
+        native.ponderttt_attend(
+            q.data_ptr(),
+            q.stride(0),
+            k.data_ptr(),
+            k.stride(0),
+            v.data_ptr(),
+            v.stride(0),
+            self._pointers(*(keys + layer * step for keys, _, step in self._at)),
+            self._pointers(*(values + layer * step for _, values, step in self._at)),
+            self._strides,
+            self._first,
+            self._last,
+            count,
+            k.shape[1],
+            heads // k.shape[1],
+            1 / math.sqrt(_HEAD),
+            found.data_ptr(),
+            torch.get_num_threads(),
+        )
+        return found
+
+
+def _dense(rows: Tensor) -> Tensor:
+    """The heads of a row beside one another; rows may be apart."""
+    return rows if rows.stride(2) == 1 and rows.stride(1) == _HEAD else rows.contiguous()

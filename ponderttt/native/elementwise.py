@@ -1,0 +1,76 @@
+"""What lies between the products of a step of a few rows: norms, rotary positions, gates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ponderttt.native.coded_matrix import MOST_ROWS
+from ponderttt.native.library import library
+
+_LANES = 16
+_HEAD = 64
+
+
+def takes(x: Tensor) -> bool:
+    """Whether the kernels take these rows: few, float32, on a CPU, and not differentiated."""
+    return (
+        x.shape[0] <= MOST_ROWS
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.shape[-1] % _LANES == 0
+        and x.stride(-1) == 1
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and library() is not None
+    )
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`torch.nn.functional.rms_norm` of [N, width]; `takes(x)` must hold."""
+    native = library()
+    assert native is not None
+    rows, width = x.shape
+    found = torch.empty(rows, width)
+    native.ponderttt_rms_norm(
+        x.data_ptr(), x.stride(0), rows, width, weight.data_ptr(), eps, found.data_ptr()
+    )
+    return found
+
+
+def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) × up, [N, width] each; `takes` must hold for both."""
+    native = library()
+    assert native is not None
+    rows, width = gate.shape
+    found = torch.empty(rows, width)
+    native.ponderttt_silu_gate(
+        gate.data_ptr(),
+        gate.stride(0),
+        up.data_ptr(),
+        up.stride(0),
+        rows,
+        width,
+        found.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return found
+
+
+def rotate_(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate [N, heads, 64] in place, by cos and sin [N, 1, 64] as of `Rotary.at`."""
+    native = library()
+    assert native is not None
+    native.ponderttt_rotate(
+        heads.data_ptr(),
+        heads.stride(0),
+        heads.shape[0],
+        heads.shape[1],
+        cos.data_ptr(),
+        sin.data_ptr(),
+    )
+    return heads
+
+
+def can_rotate(heads: Tensor) -> bool:
+    """Whether `rotate_` takes [N, heads, D]: as `takes`, heads of 64 beside one another."""
+    return takes(heads) and heads.shape[2] == _HEAD and heads.stride(1) == _HEAD

@@ -1,0 +1,150 @@
+"""Compiling and loading the C sources."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from ponderttt.config import cache_dir
+
+_LOG = logging.getLogger(__name__)
+_SOURCES = ("products.c", "attention.c", "elementwise.c", "encode.c")
+_FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fPIC", "-fopenmp")
+
+_POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+_SIGNATURES: dict[str, tuple[object, list[object]]] = {
+    "ponderttt_product": (
+        None,
+        [_POINTER, _LONG, _LONG, _POINTER, *[_LONG] * 4, *[_POINTER] * 4, _LONG],
+    ),
+    "ponderttt_rms_norm": (None, [_POINTER, _LONG, _LONG, _LONG, _POINTER, _FLOAT, _POINTER]),
+    "ponderttt_silu_gate": (
+        None,
+        [_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG],
+    ),
+    "ponderttt_rotate": (None, [_POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER]),
+    "ponderttt_encode": (
+        _LONG,
+        [_POINTER, _LONG, _LONG, _LONG, _LONG, _POINTER, _LONG],
+    ),
+    "ponderttt_attend": (
+        None,
+        [*[_POINTER, _LONG] * 3, *[_POINTER] * 5, *[_LONG] * 3, _FLOAT, _POINTER, _LONG],
+    ),
+}
+
+
+class NativeUnavailableError(RuntimeError):
+    """The kernels cannot be had on this machine; the message says why."""
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The kernels, compiled once per machine and version; None where there are none (logged)."""
+    # The vectors work on other machines, too, but oneDNN is faster there.
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        _LOG.info("decoding without native kernels: this CPU has no AVX-512")
+        return None
+    try:
+        return load()
+    except NativeUnavailableError as error:
+        _LOG.info("decoding without native kernels: %s", error)
+        return None
+
+
+def load() -> ctypes.CDLL:
+    """Compile what isn't in the cache, and load it.
+
+    Raises:
+        NativeUnavailableError: there is no gcc, it fails, or the result can't be loaded.
+    """
+    compiler = _compiler()
+    path = _built(compiler)
+    try:
+        # Its OpenMP calls go to the runtime that torch has loaded, so both share one pool of
+        # threads: two pools would wait for each other's cores.
+        found = ctypes.CDLL(str(path))
+    except OSError:
+        path.unlink(missing_ok=True)
+        try:
+            found = ctypes.CDLL(str(_built(compiler)))
+        except OSError as error:
+            raise NativeUnavailableError(f"{path} can't be loaded: {error}") from error
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(found, name)
+        function.restype, function.argtypes = result, arguments
+    return found
+
+
+def _compiler() -> str:
+    named = os.environ.get("CC", "gcc")
+    found = shutil.which(named)
+    if found is None:
+        raise NativeUnavailableError(f"no compiler: {named} is not installed (or set CC to a gcc)")
+    return found
+
+
+def _built(compiler: str) -> Path:
+    sources = files("ponderttt") / "native"
+    texts = {n: (sources / n).read_text("utf-8") for n in ("lanes.h", *_SOURCES)}
+    digest = hashlib.sha256()
+    for part in (*texts.values(), *_FLAGS, _version(compiler), _cpu()):
+        digest.update(part.encode())
+        digest.update(b"\0")
+    directory = cache_dir() / "native"
+    target = directory / f"kernels-{digest.hexdigest()[:16]}.so"
+    if target.is_file():
+        return target
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=directory) as work:
+            for name, text in texts.items():
+                (Path(work) / name).write_text(text, "utf-8")
+            _run([compiler, *_FLAGS, "-c", *_SOURCES], work)
+            # Without -fopenmp, which would link a second OpenMP runtime.
+            objects = [name.replace(".c", ".o") for name in _SOURCES]
+            _run([compiler, "-shared", *objects, "-o", target.name, "-lm"], work)
+            os.replace(Path(work) / target.name, target)
+    except OSError as error:
+        raise NativeUnavailableError(f"{directory} can't be written: {error}") from error
+    return target
+
+
+def _run(command: list[str], directory: str) -> None:
+    try:
+        done = subprocess.run(
+            command, cwd=directory, capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise NativeUnavailableError(f"{command[0]} did not end within 120 s") from error
+    if done.returncode:
+        raise NativeUnavailableError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
+
+
+def _version(compiler: str) -> str:
+    try:
+        done = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, timeout=30, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NativeUnavailableError(f"{compiler} can't be run: {error}") from error
+    return done.stdout
+
+
+def _cpu() -> str:
+    """What `-march=native` depends on: a home directory may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))

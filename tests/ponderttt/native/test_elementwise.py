@@ -1,0 +1,62 @@
+"""What lies between the products, against torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ponderttt.models.layers import Rotary, rotate
+from ponderttt.native import elementwise
+from ponderttt.native.coded_matrix import MOST_ROWS
+from tests.ponderttt import reference
+
+
+@pytest.mark.parametrize("rows", [1, 2, MOST_ROWS])
+def test_rms_norm_is_torchs(rows: int) -> None:
+    x, weight = 5 * reference.noise(rows, 576), reference.noise(576, seed=1)
+    found = elementwise.rms_norm(x, weight, 1e-5)
+    torch.testing.assert_close(found, F.rms_norm(x, (576,), weight, 1e-5), rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, MOST_ROWS])
+def test_gate_is_silu_times_up(rows: int) -> None:
+    whole = 30 * reference.noise(rows, 2 * 1536)
+    whole[0, :6] = torch.tensor([0.0, -0.0, 200.0, -200.0, 1e-30, -87.5])
+    gate, up = whole.split(1536, dim=1)
+    found = elementwise.silu_gate(gate, up)
+    torch.testing.assert_close(found, F.silu(gate) * up, rtol=2e-6, atol=1e-30)
+
+
+def test_rotation_turns_the_first_heads_in_place() -> None:
+    rotary = Rotary(1 / 10000 ** (torch.arange(32) / 32), 1.0, 500, *_CPU)
+    rope = rotary.at(torch.tensor([0, 3, 499]))
+    joined = reference.noise(3, 15, 64)
+    wanted, rest = rotate(joined[:, :12], *rope), joined[:, 12:].clone()
+    elementwise.rotate_(joined[:, :12], *rope)
+    torch.testing.assert_close(joined[:, :12], wanted, rtol=1e-6, atol=1e-6)
+    assert torch.equal(joined[:, 12:], rest)
+
+
+_CPU = (torch.device("cpu"), torch.float32)
+
+
+def test_only_few_rows_without_gradients_are_taken() -> None:
+    x = reference.noise(4, 64)
+    assert elementwise.takes(x)
+    assert not elementwise.takes(x.double())
+    assert not elementwise.takes(x[:, :40])
+    assert not elementwise.takes(x.T)
+    assert not elementwise.takes(reference.noise(MOST_ROWS + 1, 64))
+    learning = x.clone().requires_grad_()
+    assert not elementwise.takes(learning)
+    with torch.inference_mode():
+        assert elementwise.takes(learning)
+
+
+def test_only_heads_of_one_size_side_by_side_are_rotated() -> None:
+    heads = reference.noise(2, 3, 64)
+    assert elementwise.can_rotate(heads)
+    assert elementwise.can_rotate(heads[:, 1:])
+    assert not elementwise.can_rotate(reference.noise(2, 3, 32))
+    assert not elementwise.can_rotate(heads[:, ::2])

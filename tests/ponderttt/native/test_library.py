@@ -1,0 +1,102 @@
+"""Compiling: once, and with an answer where it can't be."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from ponderttt.native import library as module
+from ponderttt.native.library import NativeUnavailableError, library, load
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("PONDERTTT_CACHE", str(tmp_path))
+    return tmp_path / "native"
+
+
+def test_sources_are_compiled_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load()
+    (built,) = cache.iterdir()
+    made = built.stat().st_mtime_ns
+
+    def refuse(command: list[str], directory: str) -> None:
+        raise AssertionError(f"{command} in {directory}")
+
+    monkeypatch.setattr(module, "_run", refuse)
+    load()
+    assert [entry.stat().st_mtime_ns for entry in cache.iterdir()] == [made]
+
+
+def test_another_cpu_has_kernels_of_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load()
+    monkeypatch.setattr(module, "_cpu", lambda: "another")
+    load()
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(NativeUnavailableError, match="no-such-compiler is not installed"):
+        load()
+
+
+def test_a_failing_compiler_is_quoted(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = cache.parent / "broken"
+    script.write_text('#!/bin/sh\n[ "$1" = --version ] || { echo "no memory" >&2; exit 1; }\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CC", str(script))
+    with pytest.raises(NativeUnavailableError, match="failed: no memory"):
+        load()
+    assert list(cache.iterdir()) == []
+
+
+def test_a_damaged_library_is_compiled_anew(cache: Path) -> None:
+    built = module._built(module._compiler())
+    built.write_bytes(b"no library")
+    load()
+    assert built.stat().st_size > 1000
+    assert list(cache.iterdir()) == [built]
+
+
+def test_a_library_that_cannot_be_loaded_is_reported(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = cache.parent / "careless"
+    script.write_text('#!/bin/sh\n[ "$1" = -shared ] && echo no > $4 || true\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(module, "_SOURCES", ("products.c",))
+    monkeypatch.setenv("CC", str(script))
+    with pytest.raises(NativeUnavailableError, match="can't be loaded"):
+        load()
+
+
+def test_a_cache_that_cannot_be_written_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("PONDERTTT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(NativeUnavailableError, match="can't be written"):
+        load()
+
+
+def test_without_kernels_the_server_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with caplog.at_level(logging.INFO):
+        assert library.__wrapped__() is None
+    assert "no-such-compiler is not installed" in caplog.text
+
+
+def test_kernels_are_for_avx_512(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    with caplog.at_level(logging.INFO):
+        assert library.__wrapped__() is None
+    assert "no AVX-512" in caplog.text
