@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ponderttt.errors import ModelError
 from ponderttt.models.config import ModelConfig
-from ponderttt.models.decoder import Block, Decoder, Norm
+from ponderttt.models.decoder import Block, Decoder
 from ponderttt.models.layers import FusedLinear, LayerNorm, Part, RMSNorm
 from ponderttt.models.product import FrozenMatrix
+from ponderttt.models.stages import Norm
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -109,6 +110,7 @@ def load_decoder(
     dtype: torch.dtype = torch.float32,
     *,
     packed: bool = True,
+    compiled: bool = False,
 ) -> Decoder:
     """Load a checkpoint directory in Hugging Face format.
 
@@ -117,8 +119,10 @@ def load_decoder(
         device, dtype: where and as what the weights are kept.
         packed: keep the matrices in faster layouts as well, where there are such; takes twice the
             memory.
+        compiled: as after `Decoder.compile`.
     Raises:
-        ModelError: unsupported architecture; missing, misshapen, unexpected or quantised tensors.
+        ModelError: unsupported architecture; missing, misshapen, unexpected or quantised tensors;
+            what is to be compiled can't be.
     """
     config = ModelConfig.from_pretrained(path)
     weights = _Weights(path, torch.device(device), dtype)
@@ -136,7 +140,10 @@ def load_decoder(
     own_head = not config.tied_head or "lm_head.weight" in weights
     head = weights("lm_head.weight", vocabulary) if own_head else embedding
     matrix = FrozenMatrix(head, packed=packed)
-    return Decoder(config, embedding, positions, blocks, final_norm, matrix)
+    decoder = Decoder(config, embedding, positions, blocks, final_norm, matrix)
+    if compiled:
+        decoder.compile()
+    return decoder
 
 
 def _layer_norm(config: ModelConfig, weights: _Weights, name: str) -> LayerNorm:

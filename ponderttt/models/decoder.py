@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ponderttt.models.attention import FlatBatch
@@ -18,15 +17,11 @@ from ponderttt.models.kv_cache import KVCache
 from ponderttt.models.layers import (
     Adapter,
     FusedLinear,
-    LayerNorm,
     Part,
-    RMSNorm,
     Rotary,
-    rotate,
 )
 from ponderttt.models.product import FrozenMatrix
-
-Norm = RMSNorm | LayerNorm
+from ponderttt.models.stages import CompiledStages, Norm, Stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +69,7 @@ class Decoder:
         self.blocks = blocks
         self.final_norm = final_norm
         self.head = head
+        self._stages = Stages(config.activation)
         self.rotary = (
             Rotary(
                 config.inv_freq, config.rope_scale, config.max_positions, self.device, self.dtype
@@ -91,6 +87,22 @@ class Decoder:
     def dtype(self) -> torch.dtype:
         """Of weights, activations and keys and values."""
         return self.embedding.dtype
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile` was called."""
+        return isinstance(self._stages, CompiledStages)
+
+    def compile(self) -> None:
+        """From now on have kernels of `torch.compile` between the matrix products.
+
+        Takes seconds, more of them at first; the kernels are kept in the cache directory. They are
+        for the present number of threads: after a change they are compiled again when needed.
+
+        Raises:
+            ModelError: they can't be compiled here; says why and what to do.
+        """
+        self._stages = CompiledStages(self)
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of at most `capacity` positions."""
@@ -123,25 +135,34 @@ class Decoder:
 
         Keys and values of the rows are stored in the segments' caches unless the batch replays.
         """
+        if first >= last:
+            return x
         rope = self.rotary.at(batch.positions) if self.rotary is not None else None
-        for layer in range(first, last):
-            x = self._block(x, layer, batch, adapter, rope)
-        return x
+        normed = self.blocks[first].attention_norm(x)
+        for layer in range(first, last - 1):
+            x, delta = self._block(x, normed, layer, batch, adapter, rope)
+            # Each sum goes with the norm of the block after it.
+            x, normed = self._stages.add_norm(x, delta, self.blocks[layer + 1].attention_norm)
+        x, delta = self._block(x, normed, last - 1, batch, adapter, rope)
+        return x + delta
 
     def _block(
         self,
         x: Tensor,
+        normed: Tensor,
         layer: int,
         batch: FlatBatch,
         adapter: Adapter | None,
         rope: tuple[Tensor, Tensor] | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """[N, hidden] before the MLP, and what it adds; `normed` is the attention's input."""
         block, c = self.blocks[layer], self.config
-        q, k, v = self.project_qkv(block.attention_norm(x), layer, adapter, rope)
+        q, k, v = self.project_qkv(normed, layer, adapter, rope)
         attended = batch.attend(layer, q, k, v, c.sliding_windows[layer])
-        x = x + block.output(attended, layer, adapter)[0]
-        hidden = block.up(block.mlp_norm(x), layer, adapter)
-        return x + block.down(self._activate(hidden), layer, adapter)[0]
+        delta = block.output(attended, layer, adapter)[0]
+        x, normed = self._stages.add_norm(x, delta, block.mlp_norm)
+        hidden = self._stages.activate(block.up(normed, layer, adapter))
+        return x, block.down(hidden, layer, adapter)[0]
 
     def project_qkv(
         self,
@@ -154,22 +175,11 @@ class Decoder:
         c = self.config
         joined = self.blocks[layer].qkv.joined(x, layer, adapter)
         heads = joined.unflatten(-1, (-1, c.head_dim))
-        turning, v = heads[:, : -c.num_kv_heads], heads[:, -c.num_kv_heads :]
+        count = heads.shape[1] - c.num_kv_heads
+        turning, v = heads[:, :count], heads[:, count:]
         if rope is not None:
-            turning = rotate(turning, *rope)
+            turning = self._stages.rotate(heads, count, *rope)
         return turning[:, : c.num_heads], turning[:, c.num_heads :], v
-
-    def _activate(self, parts: tuple[Tensor, ...]) -> Tensor:
-        match self.config.activation:
-            case "silu":
-                gate = F.silu(parts[0])
-            case "gelu_tanh":
-                gate = F.gelu(parts[0], approximate="tanh")
-            case "gelu":
-                gate = F.gelu(parts[0])
-            case "relu":
-                gate = F.relu(parts[0])
-        return gate * parts[1] if self.config.gated_mlp else gate
 
     def normed(self, x: Tensor) -> Tensor:
         """The final norm over [N, hidden]."""

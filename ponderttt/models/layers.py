@@ -130,3 +130,22 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary positions, as of `Rotary.at`, to [N, heads, head_dim]."""
     first, second = x.chunk(2, dim=-1)
     return (x * cos).addcmul_(torch.cat((second, first), dim=-1), sin)
+
+
+def activated(parts: tuple[Tensor, ...], kind: str) -> Tensor:
+    """The MLP's activation of (gate, up), or of (up,) where it is not gated, each [N, inner].
+
+    Args:
+        parts: outputs of the MLP's first layer.
+        kind: as in `ModelConfig.activation`.
+    """
+    match kind:
+        case "silu":
+            gate = F.silu(parts[0])
+        case "gelu_tanh":
+            gate = F.gelu(parts[0], approximate="tanh")
+        case "gelu":
+            gate = F.gelu(parts[0])
+        case _:
+            gate = F.relu(parts[0])
+    return gate * parts[1] if len(parts) == 2 else gate
