@@ -28,6 +28,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         max_kv_tokens=settings.max_kv_tokens,
         prefix_cache_bytes=settings.prefix_cache_bytes,
         packed_weights=settings.packed_weights,
+        compile=settings.compile,
         max_batch_tokens=settings.max_batch_tokens,
         busy_batch_tokens=settings.busy_batch_tokens,
         decode_share=settings.decode_share,

@@ -246,6 +246,12 @@ class Settings(BaseSettings):
         "Keep the model's matrices in faster layouts as well (float32 on a CPU): products 1.1 to 2 "
         "times as fast for 2 to 2.5 times the memory of the weights.",
     )
+    compile: bool = setting(
+        "Model",
+        False,
+        "Have torch.compile make kernels of what lies between the matrix products, at start-up; "
+        "needs a C++ compiler on a CPU, where it is not faster.",
+    )
     max_batch_tokens: int = setting(
         "Limits", 2048, "Rows of a prefill or write phase when nothing decodes.", ge=1
     )

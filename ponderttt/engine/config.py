@@ -73,6 +73,8 @@ class EngineConfig:
             the model's device. 0 keeps nothing.
         packed_weights: keep the model's matrices in faster layouts as well, where there are such
             (float32 on a CPU): products 1.1 to 2 times as fast for 2 to 2.5 times the memory.
+        compile: have `torch.compile` make kernels of what lies between the matrix products, when
+            the model is loaded; needs a C++ compiler on a CPU.
         max_batch_tokens: rows of one prefill or write phase when nothing decodes.
         busy_batch_tokens: the same while other sequences decode; bounds the gap in their tokens.
         decode_share: share of the time that decoding gets while prefills or writes wait, too.
@@ -93,6 +95,7 @@ class EngineConfig:
     max_kv_tokens: int = 65536
     prefix_cache_bytes: int = 1 << 30
     packed_weights: bool = True
+    compile: bool = False
     max_batch_tokens: int = 2048
     busy_batch_tokens: int = 256
     decode_share: float = 0.5

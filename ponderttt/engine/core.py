@@ -180,14 +180,18 @@ class EngineCore:
             generator: draws the tokens elsewhere; None: here.
             progress: show a bar where something is downloaded.
         Raises:
-            ModelError: the model cannot be had, or not on this device.
+            ModelError: the model cannot be had, or not on this device, or not compiled.
             PolicyFormatError: the policy is damaged or for something else.
         """
         config = config or EngineConfig()
         path = store.resolve(model, progress=progress)
         name = served_name(model)
         decoder = load_decoder(
-            path, torch_device(device), torch_dtype(dtype), packed=config.packed_weights
+            path,
+            torch_device(device),
+            torch_dtype(dtype),
+            packed=config.packed_weights,
+            compiled=config.compile,
         )
         shipped = files("ponderttt") / "policies" / name
         if policy is None and shipped.is_dir():
@@ -220,6 +224,9 @@ class EngineCore:
             "optimizer": self.writer.rule.optimizer,
             "packed": self.model.head.packed_bytes > 0,
         }
+        if self.model.compiled:
+            # Only then, so that the figures of earlier starts stay known.
+            key["compiled"] = True
         size = min(chunk_size, self.max_model_len)
         self.costs["measured"] = cached_costs(
             cache_dir() / "costs",
