@@ -29,6 +29,7 @@ def engine_config(settings: Settings) -> EngineConfig:
         prefix_cache_bytes=settings.prefix_cache_bytes,
         packed_weights=settings.packed_weights,
         native_kernels=settings.native_kernels,
+        compile=settings.compile,
         max_batch_tokens=settings.max_batch_tokens,
         busy_batch_tokens=settings.busy_batch_tokens,
         decode_share=settings.decode_share,

@@ -252,6 +252,12 @@ class Settings(BaseSettings):
         "Decode with kernels in C, compiled at the first start, where the machine has gcc and "
         "AVX-512; keeps the weights' codes as well (0.2 to 0.3 of their memory).",
     )
+    compile: bool = setting(
+        "Model",
+        False,
+        "Have torch.compile make kernels of what lies between the matrix products, at start-up; "
+        "needs a C++ compiler on a CPU, where it is not faster.",
+    )
     max_batch_tokens: int = setting(
         "Limits", 2048, "Rows of a prefill or write phase when nothing decodes.", ge=1
     )

@@ -25,6 +25,9 @@ def engine(
     rows: Annotated[bool, typer.Option(help="Measure the table's rows.")] = True,
     quick: Annotated[bool, typer.Option(help="Small sizes: shows only that all works.")] = False,
     seed: Annotated[int, typer.Option(help="Of the texts.")] = 0,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Our side as served with --compile.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Directory of table, JSON and plots.")] = Path(
         "bench-engine"
     ),
@@ -48,9 +51,11 @@ def engine(
         typer.echo("\n".join(workload.name for workload in ALL))
         return
     chosen = _chosen(ALL, only) if rows else []
-    what = settings(served_name(model), threads, repeats, quick, seed)
+    what = settings(served_name(model), threads, repeats, quick, seed, compiled=compiled)
     results = Results.resume(output, what) if resume else Results(output, what)
-    with open_lab(model, threads=threads, quick=quick, seed=seed, progress=True) as lab:
+    with open_lab(
+        model, threads=threads, quick=quick, seed=seed, progress=True, compiled=compiled
+    ) as lab:
         _measure_rows(chosen, lab, results, repeats)
         if scaling:
             _measure_scaling(lab, results, repeats)

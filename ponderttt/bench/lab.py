@@ -83,12 +83,18 @@ class Lab:
 
 @contextmanager
 def open_lab(
-    model: str, *, threads: int, quick: bool, seed: int = 0, progress: bool = False
+    model: str,
+    *,
+    threads: int,
+    quick: bool,
+    seed: int = 0,
+    progress: bool = False,
+    compiled: bool = False,
 ) -> Iterator[Lab]:
     """Load a model in float32 on the CPU, limit torch to `threads`, and end the peers afterwards.
 
     Raises:
-        ModelError: the model cannot be had.
+        ModelError: the model cannot be had, or not compiled.
     """
     before = torch.get_num_threads()
     path = store.resolve(model, progress=progress)
@@ -96,6 +102,9 @@ def open_lab(
     vllm = VllmPeer(path, threads, min(decoder.config.max_positions, _VLLM_MAX_LEN))
     try:
         torch.set_num_threads(threads)
+        if compiled:
+            # Kernels are for a number of threads.
+            decoder.compile()
         yield Lab(
             path=path,
             name=served_name(model),

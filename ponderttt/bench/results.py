@@ -17,7 +17,9 @@ from ponderttt.errors import InvalidRequestError
 FILE = "bench.json"
 
 
-def settings(model: str, threads: int, repeats: int, quick: bool, seed: int) -> dict[str, Any]:
+def settings(
+    model: str, threads: int, repeats: int, quick: bool, seed: int, *, compiled: bool = False
+) -> dict[str, Any]:
     """Everything that figures depend on, as far as it is known."""
     return {
         "model": model,
@@ -33,6 +35,8 @@ def settings(model: str, threads: int, repeats: int, quick: bool, seed: int) -> 
         },
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
+        # Only then, so that earlier runs can still be resumed.
+        **({"compile": True} if compiled else {}),
     }
 
 

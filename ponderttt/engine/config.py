@@ -75,6 +75,8 @@ class EngineConfig:
             (float32 on a CPU): products 1.1 to 2 times as fast for 2 to 2.5 times the memory.
         native_kernels: decode with kernels in C, compiled at the first start, where the machine has
             gcc and AVX-512; keeps the weights' codes as well (0.2 to 0.3 of their memory).
+        compile: have `torch.compile` make kernels of what lies between the matrix products, when
+            the model is loaded; needs a C++ compiler on a CPU.
         max_batch_tokens: rows of one prefill or write phase when nothing decodes.
         busy_batch_tokens: the same while other sequences decode; bounds the gap in their tokens.
         decode_share: share of the time that decoding gets while prefills or writes wait, too.
@@ -96,6 +98,7 @@ class EngineConfig:
     prefix_cache_bytes: int = 1 << 30
     packed_weights: bool = True
     native_kernels: bool = True
+    compile: bool = False
     max_batch_tokens: int = 2048
     busy_batch_tokens: int = 256
     decode_share: float = 0.5

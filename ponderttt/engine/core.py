@@ -180,7 +180,7 @@ class EngineCore:
             generator: draws the tokens elsewhere; None: here.
             progress: show a bar where something is downloaded.
         Raises:
-            ModelError: the model cannot be had, or not on this device.
+            ModelError: the model cannot be had, or not on this device, or not compiled.
             PolicyFormatError: the policy is damaged or for something else.
         """
         config = config or EngineConfig()
@@ -192,6 +192,7 @@ class EngineCore:
             torch_dtype(dtype),
             packed=config.packed_weights,
             native=config.native_kernels,
+            compiled=config.compile,
         )
         shipped = files("ponderttt") / "policies" / name
         if policy is None and shipped.is_dir():
@@ -224,6 +225,9 @@ class EngineCore:
             "optimizer": self.writer.rule.optimizer,
             "packed": self.model.head.packed_bytes > 0,
         }
+        if self.model.compiled:
+            # Only then, so that the figures of earlier starts stay known.
+            key["compiled"] = True
         size = min(chunk_size, self.max_model_len)
         self.costs["measured"] = cached_costs(
             cache_dir() / "costs",

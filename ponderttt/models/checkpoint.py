@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ponderttt.errors import ModelError
 from ponderttt.models.config import ModelConfig
-from ponderttt.models.decoder import Block, Decoder, Norm
+from ponderttt.models.decoder import Block, Decoder
 from ponderttt.models.layers import FusedLinear, LayerNorm, Part, RMSNorm
 from ponderttt.models.product import FrozenMatrix
+from ponderttt.models.stages import Norm
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -122,6 +123,7 @@ def load_decoder(
     *,
     packed: bool = True,
     native: bool = True,
+    compiled: bool = False,
 ) -> Decoder:
     """Load a checkpoint directory in Hugging Face format.
 
@@ -131,8 +133,10 @@ def load_decoder(
         packed: keep the matrices in faster layouts as well, where there are such; takes twice the
             memory.
         native: decode with kernels in C (`ponderttt.native`), where this machine has them.
+        compiled: as after `Decoder.compile`.
     Raises:
-        ModelError: unsupported architecture; missing, misshapen, unexpected or quantised tensors.
+        ModelError: unsupported architecture; missing, misshapen, unexpected or quantised tensors;
+            what is to be compiled can't be.
     """
     config = ModelConfig.from_pretrained(path)
     weights = _Weights(path, torch.device(device), dtype)
@@ -146,12 +150,15 @@ def load_decoder(
         final_norm: Norm = _layer_norm(config, weights, "ln_f")
     else:
         embedding, positions = weights("embed_tokens.weight", vocabulary), None
-        final_norm = _rms_norm(config, weights, "norm", layouts)
+        final_norm = _rms_norm(config, weights, "norm")
     # A matrix of its own counts even where the config says "tied", as in transformers.
     own_head = not config.tied_head or "lm_head.weight" in weights
     head = weights("lm_head.weight", vocabulary) if own_head else embedding
     matrix = layouts.matrix(head)
-    return Decoder(config, embedding, positions, blocks, final_norm, matrix, native=native)
+    decoder = Decoder(config, embedding, positions, blocks, final_norm, matrix, native=native)
+    if compiled:
+        decoder.compile()
+    return decoder
 
 
 def _layer_norm(config: ModelConfig, weights: _Weights, name: str) -> LayerNorm:
@@ -161,10 +168,8 @@ def _layer_norm(config: ModelConfig, weights: _Weights, name: str) -> LayerNorm:
     )
 
 
-def _rms_norm(config: ModelConfig, weights: _Weights, name: str, layouts: _Layouts) -> RMSNorm:
-    return RMSNorm(
-        weights(f"{name}.weight", (config.hidden_size,)), config.norm_eps, layouts.native
-    )
+def _rms_norm(config: ModelConfig, weights: _Weights, name: str) -> RMSNorm:
+    return RMSNorm(weights(f"{name}.weight", (config.hidden_size,)), config.norm_eps)
 
 
 def _fused(
@@ -202,7 +207,7 @@ def _llama_block(config: ModelConfig, weights: _Weights, layer: int, layouts: _L
         return _fused(weights, at, named, bias=bias, transposed=False, layouts=layouts)
 
     return Block(
-        attention_norm=_rms_norm(c, weights, f"{at}.input_layernorm", layouts),
+        attention_norm=_rms_norm(c, weights, f"{at}.input_layernorm"),
         qkv=fused(
             c.qkv_bias,
             ("self_attn.q_proj", c.hidden_size, q_size),
@@ -210,7 +215,7 @@ def _llama_block(config: ModelConfig, weights: _Weights, layer: int, layouts: _L
             ("self_attn.v_proj", c.hidden_size, kv_size),
         ),
         output=fused(c.output_bias, ("self_attn.o_proj", q_size, c.hidden_size)),
-        mlp_norm=_rms_norm(c, weights, f"{at}.post_attention_layernorm", layouts),
+        mlp_norm=_rms_norm(c, weights, f"{at}.post_attention_layernorm"),
         up=fused(
             c.mlp_bias,
             ("mlp.gate_proj", c.hidden_size, c.intermediate_size),

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ponderttt.models.attention import FlatBatch
@@ -18,16 +17,12 @@ from ponderttt.models.kv_cache import KVCache
 from ponderttt.models.layers import (
     Adapter,
     FusedLinear,
-    LayerNorm,
     Part,
-    RMSNorm,
     Rotary,
-    rotate,
 )
 from ponderttt.models.product import FrozenMatrix
-from ponderttt.native import elementwise
-
-Norm = RMSNorm | LayerNorm
+from ponderttt.models.stages import CompiledStages, Norm, Stages
+from ponderttt.native.stages import NativeStages
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +74,7 @@ class Decoder:
         self.final_norm = final_norm
         self.head = head
         self._native = native
+        self._stages = (NativeStages if native else Stages)(config.activation)
         self.rotary = (
             Rotary(
                 config.inv_freq, config.rope_scale, config.max_positions, self.device, self.dtype
@@ -96,6 +92,22 @@ class Decoder:
     def dtype(self) -> torch.dtype:
         """Of weights, activations and keys and values."""
         return self.embedding.dtype
+
+    @property
+    def compiled(self) -> bool:
+        """Whether `compile` was called."""
+        return isinstance(self._stages, CompiledStages)
+
+    def compile(self) -> None:
+        """From now on have kernels of `torch.compile` between the matrix products.
+
+        Takes seconds, more of them at first; the kernels are kept in the cache directory. They are
+        for the present number of threads: after a change they are compiled again when needed.
+
+        Raises:
+            ModelError: they can't be compiled here; says why and what to do.
+        """
+        self._stages = CompiledStages(self)
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of at most `capacity` positions."""
@@ -132,25 +144,34 @@ class Decoder:
 
         Keys and values of the rows are stored in the segments' caches unless the batch replays.
         """
+        if first >= last:
+            return x
         rope = self.rotary.at(batch.positions) if self.rotary is not None else None
-        for layer in range(first, last):
-            x = self._block(x, layer, batch, adapter, rope)
-        return x
+        normed = self.blocks[first].attention_norm(x)
+        for layer in range(first, last - 1):
+            x, delta = self._block(x, normed, layer, batch, adapter, rope)
+            # Each sum goes with the norm of the block after it.
+            x, normed = self._stages.add_norm(x, delta, self.blocks[layer + 1].attention_norm)
+        x, delta = self._block(x, normed, last - 1, batch, adapter, rope)
+        return x + delta
 
     def _block(
         self,
         x: Tensor,
+        normed: Tensor,
         layer: int,
         batch: FlatBatch,
         adapter: Adapter | None,
         rope: tuple[Tensor, Tensor] | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
+        """[N, hidden] before the MLP, and what it adds; `normed` is the attention's input."""
         block, c = self.blocks[layer], self.config
-        q, k, v = self.project_qkv(block.attention_norm(x), layer, adapter, rope)
+        q, k, v = self.project_qkv(normed, layer, adapter, rope)
         attended = batch.attend(layer, q, k, v, c.sliding_windows[layer])
-        x = block.output.added(x, attended, layer, adapter)
-        hidden = block.up(block.mlp_norm(x), layer, adapter)
-        return block.down.added(x, self._activate(hidden), layer, adapter)
+        delta = block.output(attended, layer, adapter)[0]
+        x, normed = self._stages.add_norm(x, delta, block.mlp_norm)
+        hidden = self._stages.activate(block.up(normed, layer, adapter))
+        return x, block.down(hidden, layer, adapter)[0]
 
     def project_qkv(
         self,
@@ -163,29 +184,11 @@ class Decoder:
         c = self.config
         joined = self.blocks[layer].qkv.joined(x, layer, adapter)
         heads = joined.unflatten(-1, (-1, c.head_dim))
-        turning, v = heads[:, : -c.num_kv_heads], heads[:, -c.num_kv_heads :]
+        count = heads.shape[1] - c.num_kv_heads
+        turning, v = heads[:, :count], heads[:, count:]
         if rope is not None:
-            if self._native and elementwise.can_rotate(turning):
-                elementwise.rotate_(turning, *rope)
-            else:
-                turning = rotate(turning, *rope)
+            turning = self._stages.rotate(heads, count, *rope)
         return turning[:, : c.num_heads], turning[:, c.num_heads :], v
-
-    def _activate(self, parts: tuple[Tensor, ...]) -> Tensor:
-        c = self.config
-        gated_silu = c.activation == "silu" and c.gated_mlp
-        if self._native and gated_silu and all(elementwise.takes(part) for part in parts):
-            return elementwise.silu_gate(*parts)
-        match c.activation:
-            case "silu":
-                gate = F.silu(parts[0])
-            case "gelu_tanh":
-                gate = F.gelu(parts[0], approximate="tanh")
-            case "gelu":
-                gate = F.gelu(parts[0])
-            case "relu":
-                gate = F.relu(parts[0])
-        return gate * parts[1] if c.gated_mlp else gate
 
     def normed(self, x: Tensor) -> Tensor:
         """The final norm over [N, hidden]."""

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponderttt.models.product import FrozenMatrix
-from ponderttt.native import elementwise
 
 
 class Adapter(Protocol):
@@ -70,13 +69,6 @@ class FusedLinear:
         parts = zip(self._split(whole), deltas, strict=True)
         return torch.cat([out if delta is None else out + delta for out, delta in parts], dim=-1)
 
-    def added(self, residual: Tensor, x: Tensor, layer: int, adapter: Adapter | None) -> Tensor:
-        """`residual` plus a call's only part: [N, out] and [N, in] → [N, out]."""
-        (part,) = self.parts
-        out = self.matrix(x, self.bias, residual)
-        delta = None if adapter is None else adapter.delta(layer, part.name, x)
-        return out if delta is None else out + delta
-
     def _split(self, whole: Tensor) -> tuple[Tensor, ...]:
         # Not `Tensor.split`, whose way through Python takes longer than all else here.
         return (whole,) if len(self.parts) == 1 else torch.split_with_sizes(whole, self._sizes, -1)
@@ -84,18 +76,12 @@ class FusedLinear:
 
 @dataclass(frozen=True, slots=True)
 class RMSNorm:
-    """Root-mean-square norm (Zhang & Sennrich, arXiv:1910.07467); weight [hidden].
-
-    With `native`, a few rows go through the kernel in C, where there is one.
-    """
+    """Root-mean-square norm (Zhang & Sennrich, arXiv:1910.07467); weight [hidden]."""
 
     weight: Tensor
     eps: float
-    native: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.native and elementwise.takes(x):
-            return elementwise.rms_norm(x, self.weight, self.eps)
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
@@ -144,3 +130,22 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Apply rotary positions, as of `Rotary.at`, to [N, heads, head_dim]."""
     first, second = x.chunk(2, dim=-1)
     return (x * cos).addcmul_(torch.cat((second, first), dim=-1), sin)
+
+
+def activated(parts: tuple[Tensor, ...], kind: str) -> Tensor:
+    """The MLP's activation of (gate, up), or of (up,) where it is not gated, each [N, inner].
+
+    Args:
+        parts: outputs of the MLP's first layer.
+        kind: as in `ModelConfig.activation`.
+    """
+    match kind:
+        case "silu":
+            gate = F.silu(parts[0])
+        case "gelu_tanh":
+            gate = F.gelu(parts[0], approximate="tanh")
+        case "gelu":
+            gate = F.gelu(parts[0])
+        case _:
+            gate = F.relu(parts[0])
+    return gate * parts[1] if len(parts) == 2 else gate

@@ -62,26 +62,20 @@ class FrozenMatrix:
         """What the codes take; 0 without."""
         return 0 if self._codes is None else self._codes.nbytes
 
-    def __call__(
-        self, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
-    ) -> Tensor:
-        """`x @ weight.T + bias + residual`, differentiable in x and residual.
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x @ weight.T + bias`, differentiable in x: [N, in] → [N, out], out of `bias` [out].
 
         A few rows may come back as the transpose of a contiguous matrix.
-
-        Shapes: x [N, in], bias [out], residual [N, out] → [N, out].
         """
-        needs_grad = x.requires_grad or (residual is not None and residual.requires_grad)
-        differentiated = needs_grad and torch.is_grad_enabled()
+        differentiated = x.requires_grad and torch.is_grad_enabled()
         if self._codes is not None and x.shape[0] <= MOST_ROWS and not differentiated:
-            return self._codes(x, bias, residual)
+            return self._codes(x, bias)
         if self._packed is None:
-            found = _unpacked(x, self.weight, bias)
-        elif differentiated:
-            found = _Packed.apply(x, self, bias)  # type: ignore[no-untyped-call]
-        else:
-            found = self._forward(x, bias)
-        return found if residual is None else residual + found
+            return _unpacked(x, self.weight, bias)
+        if differentiated:
+            found: Tensor = _Packed.apply(x, self, bias)  # type: ignore[no-untyped-call]
+            return found
+        return self._forward(x, bias)
 
     def back(self, gradient: Tensor) -> Tensor:
         """`gradient @ weight`: [N, out] → [N, in]. Not differentiable."""

@@ -50,22 +50,13 @@ class CodedMatrix:
         """Of the codes, scales and offsets."""
         return self._codes.nbytes
 
-    def __call__(
-        self, x: Tensor, bias: Tensor | None = None, residual: Tensor | None = None
-    ) -> Tensor:
-        """`x @ weight.T + bias + residual`, for [N, in] → [N, out]; not differentiable.
-
-        Args:
-            bias: [out], contiguous.
-            residual: [N, out].
-        """
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x @ weight.T + bias`: [N, in] → [N, out], out of `bias` [out]. Not differentiable."""
         native = library()
         assert native is not None
         out, width = self._shape
         if x.stride(1) != 1:
             x = x.contiguous()
-        if residual is not None:
-            residual = residual.contiguous()
         found = torch.empty(x.shape[0], out)
         panels = torch.empty(x.shape[0], width)
         native.ponderttt_product(
@@ -78,7 +69,6 @@ class CodedMatrix:
             self._group,
             self._bits,
             None if bias is None else bias.data_ptr(),
-            None if residual is None else residual.data_ptr(),
             panels.data_ptr(),
             found.data_ptr(),
             torch.get_num_threads(),

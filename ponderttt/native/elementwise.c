@@ -4,18 +4,23 @@
 
 #include "lanes.h"
 
-/* y [rows, width] = x / sqrt(mean(x^2) + eps) * weight; width a multiple of 16. */
-void ponderttt_rms_norm(const float *x, long x_stride, long rows, long width, const float *weight,
-                        float eps, float *y) {
-    for (long r = 0; r < rows; r++, x += x_stride, y += width) {
+/* sum [rows, width] = x + delta, and normed = sum / sqrt(mean(sum^2) + eps) * weight; width a
+ * multiple of 16. */
+void ponderttt_add_rms_norm(const float *x, long x_stride, const float *delta, long delta_stride,
+                            long rows, long width, const float *weight, float eps, float *sum,
+                            float *normed) {
+    for (long r = 0; r < rows; r++, x += x_stride, delta += delta_stride) {
         vf squares = {0};
         for (long k = 0; k < width; k += LANES) {
-            const vf v = *(const vf *)(x + k);
+            const vf v = *(const vf *)(x + k) + *(const vf *)(delta + k);
+            *(vf *)(sum + k) = v;
             squares += v * v;
         }
         const float factor = 1 / sqrtf(sum_lanes(squares) / width + eps);
         for (long k = 0; k < width; k += LANES)
-            *(vf *)(y + k) = *(const vf *)(x + k) * factor * *(const vf *)(weight + k);
+            *(vf *)(normed + k) = *(vf *)(sum + k) * factor * *(const vf *)(weight + k);
+        sum += width;
+        normed += width;
     }
 }
 

@@ -25,16 +25,25 @@ def takes(x: Tensor) -> bool:
     )
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`torch.nn.functional.rms_norm` of [N, width]; `takes(x)` must hold."""
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + delta and its `rms_norm`, all [N, width]; `takes` must hold for both."""
     native = library()
     assert native is not None
     rows, width = x.shape
-    found = torch.empty(rows, width)
-    native.ponderttt_rms_norm(
-        x.data_ptr(), x.stride(0), rows, width, weight.data_ptr(), eps, found.data_ptr()
+    total, normed = torch.empty(rows, width), torch.empty(rows, width)
+    native.ponderttt_add_rms_norm(
+        x.data_ptr(),
+        x.stride(0),
+        delta.data_ptr(),
+        delta.stride(0),
+        rows,
+        width,
+        weight.data_ptr(),
+        eps,
+        total.data_ptr(),
+        normed.data_ptr(),
     )
-    return found
+    return total, normed
 
 
 def silu_gate(gate: Tensor, up: Tensor) -> Tensor:

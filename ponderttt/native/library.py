@@ -25,9 +25,12 @@ _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "ponderttt_product": (
         None,
-        [_POINTER, _LONG, _LONG, _POINTER, *[_LONG] * 4, *[_POINTER] * 4, _LONG],
+        [_POINTER, _LONG, _LONG, _POINTER, *[_LONG] * 4, *[_POINTER] * 3, _LONG],
     ),
-    "ponderttt_rms_norm": (None, [_POINTER, _LONG, _LONG, _LONG, _POINTER, _FLOAT, _POINTER]),
+    "ponderttt_add_rms_norm": (
+        None,
+        [_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _POINTER, _FLOAT, _POINTER, _POINTER],
+    ),
     "ponderttt_silu_gate": (
         None,
         [_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG],

@@ -13,9 +13,7 @@
 
 typedef struct {
     const uint8_t *codes;
-    const float *bias;     /* [out] or NULL */
-    const float *residual; /* [rows, out], to be added, or NULL */
-    const float *y;        /* where [rows, out] of the result begins */
+    const float *bias; /* [out] or NULL */
     long in, out, group;
 } Matrix;
 
@@ -26,7 +24,6 @@ INLINE long group_bytes(const int bits, long group) {
 /* Rows in a panel [in, rows], outputs of `blocks` blocks from `first` on. */
 INLINE void tile(const int bits, const int rows, const int blocks, const Matrix *w, long first,
                  const float *panel, float *y, long stride) {
-    const float *residual = w->residual ? w->residual + (y - w->y) : 0;
     vf sum[SUMS]; /* rows * blocks at most */
     const uint8_t *at[4];
     const long step = group_bytes(bits, w->group);
@@ -64,15 +61,11 @@ INLINE void tile(const int bits, const int rows, const int blocks, const Matrix 
                 }
             }
             UNROLL
-            for (int r = 0; r < rows; r++)
-                UNROLL
-            for (int b = 0; b < blocks; b++)
-                sum[r * blocks + b] += even[b] * x[r];
+            for (int i = 0; i < rows * blocks; i++)
+                sum[i] += even[i % blocks] * x[i / blocks];
             UNROLL
-            for (int r = 0; r < rows; r++)
-                UNROLL
-            for (int b = 0; b < blocks; b++)
-                sum[r * blocks + b] += odd[b] * x[rows + r];
+            for (int i = 0; i < rows * blocks; i++)
+                sum[i] += odd[i % blocks] * x[rows + i / blocks];
         }
         UNROLL
         for (int b = 0; b < blocks; b++)
@@ -86,8 +79,6 @@ INLINE void tile(const int bits, const int rows, const int blocks, const Matrix 
             vf found = sum[r * blocks + b];
             if (w->bias)
                 found += *(const vf *)(w->bias + column);
-            if (residual)
-                found += *(const vf *)(residual + r * stride + column);
             *(vf *)(y + r * stride + column) = found;
         }
     }
@@ -133,12 +124,12 @@ static const Range ranges[2][5] = {
 };
 #define LARGEST (SUMS == 16 ? 4 : 2)
 
-/* y [rows, out] = x [rows, in] times the matrix, plus bias [out] and residual [rows, out], each or
- * NULL. `panels` has room for x. */
+/* y [rows, out] = x [rows, in] times the matrix, plus bias [out] or NULL. `panels` has room for x.
+ */
 void ponderttt_product(const float *x, long x_stride, long rows, const uint8_t *codes, long in,
-                       long out, long group, long bits, const float *bias, const float *residual,
-                       float *panels, float *y, long threads) {
-    const Matrix w = {codes, bias, residual, y, in, out, group};
+                       long out, long group, long bits, const float *bias, float *panels, float *y,
+                       long threads) {
+    const Matrix w = {codes, bias, in, out, group};
     const long blocks = out / LANES;
 #pragma omp parallel num_threads(threads)
     {

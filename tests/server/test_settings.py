@@ -110,7 +110,8 @@ def test_settings_reach_the_engine() -> None:
         adapt_on="both", when="background", learning_rate=0.02, rank=4, alpha=32.0,
         adaptive_layers=2, targets="q_proj, v_proj", max_model_len=100, max_num_seqs=3,
         max_waiting=4, adapter_slots=5, max_sessions=6, measure_costs=False,
-        prefix_cache_bytes=7, packed_weights=False, native_kernels=False, max_wait_seconds=8.5,
+        prefix_cache_bytes=7, packed_weights=False, native_kernels=False, compile=True,
+        max_wait_seconds=8.5,
     )  # fmt: skip
     config = engine_config(settings)
     ttt = config.ttt
@@ -128,6 +129,7 @@ def test_settings_reach_the_engine() -> None:
     assert config.prefix_cache_bytes == 7
     assert not config.packed_weights
     assert not config.native_kernels
+    assert config.compile
     assert config.max_wait_seconds == 8.5
 
 

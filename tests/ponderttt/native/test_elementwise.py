@@ -13,10 +13,13 @@ from tests.ponderttt import reference
 
 
 @pytest.mark.parametrize("rows", [1, 2, MOST_ROWS])
-def test_rms_norm_is_torchs(rows: int) -> None:
-    x, weight = 5 * reference.noise(rows, 576), reference.noise(576, seed=1)
-    found = elementwise.rms_norm(x, weight, 1e-5)
-    torch.testing.assert_close(found, F.rms_norm(x, (576,), weight, 1e-5), rtol=2e-6, atol=1e-6)
+def test_sum_and_norm_are_torchs(rows: int) -> None:
+    x, delta = (5 * reference.noise(rows, 2 * 576)).split(576, dim=1)
+    weight = reference.noise(576, seed=1)
+    total, normed = elementwise.add_rms_norm(x, delta, weight, 1e-5)
+    assert torch.equal(total, x + delta)
+    wanted = F.rms_norm(total, (576,), weight, 1e-5)
+    torch.testing.assert_close(normed, wanted, rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 2, MOST_ROWS])
