@@ -98,13 +98,27 @@ class FlatBatch:
                 outputs.append(self._masked(index, q_rows, keys, values, window))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
+    def decode_kernel(self, heads: int, window: int | None) -> DecodeAttention | None:
+        """The kernel in C for a step of one row per sequence; None where there is none.
+
+        Args:
+            heads: of the queries.
+            window: as of `attend`.
+        """
+        if not self._single or not self._native:
+            return None
+        if not DecodeAttention.fits(self.segments[0].cache, heads):
+            return None
+        if window not in self._kernels:
+            places = [(s.cache, s.start) for s in self.segments]
+            self._kernels[window] = DecodeAttention(places, window)
+        return self._kernels[window]
+
     def _decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         """As `attend`, for one row per sequence: no mask, and the fewest operations."""
-        if self._native and DecodeAttention.fits(self.segments[0].cache, q.shape[1]):
-            if window not in self._kernels:
-                places = [(s.cache, s.start) for s in self.segments]
-                self._kernels[window] = DecodeAttention(places, window)
-            return self._kernels[window](layer, q, k, v)
+        kernel = self.decode_kernel(q.shape[1], window)
+        if kernel is not None:
+            return kernel(layer, q, k, v)
         kv_heads, size = k.shape[1:]
         spread = self._device.type == "cpu" and heads_to_spread(kv_heads, torch.get_num_threads())
         group = q.shape[1] // kv_heads if spread else None

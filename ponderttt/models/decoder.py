@@ -22,6 +22,7 @@ from ponderttt.models.layers import (
 )
 from ponderttt.models.product import FrozenMatrix
 from ponderttt.models.stages import CompiledStages, Norm, Stages
+from ponderttt.native.blocks import NativeBlocks
 from ponderttt.native.stages import NativeStages
 
 
@@ -75,6 +76,7 @@ class Decoder:
         self.head = head
         self._native = native
         self._stages = (NativeStages if native else Stages)(config.activation)
+        self._whole = NativeBlocks.of(config, blocks) if native else None
         self.rotary = (
             Rotary(
                 config.inv_freq, config.rope_scale, config.max_positions, self.device, self.dtype
@@ -108,6 +110,7 @@ class Decoder:
             ModelError: they can't be compiled here; says why and what to do.
         """
         self._stages = CompiledStages(self)
+        self._whole = None
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty cache for one sequence of at most `capacity` positions."""
@@ -147,6 +150,11 @@ class Decoder:
         if first >= last:
             return x
         rope = self.rotary.at(batch.positions) if self.rotary is not None else None
+        if adapter is None and rope is not None and self._whole is not None:
+            c = self.config
+            kernel = batch.decode_kernel(c.num_heads, c.sliding_windows[0])
+            if kernel is not None and self._whole.takes(x):
+                return self._whole(x, first, last, kernel, rope)
         normed = self.blocks[first].attention_norm(x)
         for layer in range(first, last - 1):
             x, delta = self._block(x, normed, layer, batch, adapter, rope)

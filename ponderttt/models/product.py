@@ -46,7 +46,7 @@ class FrozenMatrix:
 
     def __init__(self, weight: Tensor, *, packed: bool = True, native: bool = False) -> None:
         self.weight = weight
-        self._codes = CodedMatrix.of(weight) if native else None
+        self.codes = CodedMatrix.of(weight) if native else None
         self._may_pack = packed and can_pack(weight)
         self._packed = _pack(weight) if self._may_pack else None
         self._packed_back: Tensor | None = None
@@ -60,7 +60,7 @@ class FrozenMatrix:
     @property
     def code_bytes(self) -> int:
         """What the codes take; 0 without."""
-        return 0 if self._codes is None else self._codes.nbytes
+        return 0 if self.codes is None else self.codes.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x @ weight.T + bias`, differentiable in x: [N, in] → [N, out], out of `bias` [out].
@@ -68,8 +68,8 @@ class FrozenMatrix:
         A few rows may come back as the transpose of a contiguous matrix.
         """
         differentiated = x.requires_grad and torch.is_grad_enabled()
-        if self._codes is not None and x.shape[0] <= MOST_ROWS and not differentiated:
-            return self._codes(x, bias)
+        if self.codes is not None and x.shape[0] <= MOST_ROWS and not differentiated:
+            return self.codes(x, bias)
         if self._packed is None:
             return _unpacked(x, self.weight, bias)
         if differentiated:

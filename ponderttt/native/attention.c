@@ -2,6 +2,7 @@
 #include <omp.h>
 #include <string.h>
 
+#include "kernels.h"
 #include "lanes.h"
 
 #define PAST 128 /* positions at a time */
@@ -14,11 +15,12 @@ static const vi odds = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 3
 /* Lane i of the result is the sum of vector i. */
 INLINE vf sums(vf *v) {
     UNROLL
-    for (int n = 8; n; n /= 2)
+    for (int n = 8; n; n /= 2) {
         UNROLL
-    for (int i = 0; i < n; i++)
-        v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], evens) +
-               __builtin_shuffle(v[2 * i], v[2 * i + 1], odds);
+        for (int i = 0; i < n; i++)
+            v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], evens) +
+                   __builtin_shuffle(v[2 * i], v[2 * i + 1], odds);
+    }
     return v[0];
 }
 
@@ -92,10 +94,8 @@ INLINE void attend(const int heads, const float *q, const float *keys, const flo
         }
         vf part[MOST_HEADS * VECTORS]; /* in registers, where the shape is known */
         UNROLL
-        for (int i = 0; i < heads; i++)
-            UNROLL
-        for (int d = 0; d < VECTORS; d++)
-            part[i * VECTORS + d] = sum[i * VECTORS + d];
+        for (int i = 0; i < heads * VECTORS; i++)
+            part[i] = sum[i];
         for (long j = 0; j < count; j++) {
             const float *row = values + (from + j) * size;
             UNROLL
@@ -107,10 +107,8 @@ INLINE void attend(const int heads, const float *q, const float *keys, const flo
             }
         }
         UNROLL
-        for (int i = 0; i < heads; i++)
-            UNROLL
-        for (int d = 0; d < VECTORS; d++)
-            sum[i * VECTORS + d] = part[i * VECTORS + d];
+        for (int i = 0; i < heads * VECTORS; i++)
+            sum[i] = part[i];
     }
     for (int h = 0; h < heads; h++)
         for (int d = 0; d < VECTORS; d++)

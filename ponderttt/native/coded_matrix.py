@@ -26,8 +26,8 @@ class CodedMatrix:
     """
 
     def __init__(self, codes: Tensor, shape: tuple[int, int], bits: int, group: int) -> None:
-        self._codes = codes
-        self._shape, self._bits, self._group = shape, bits, group
+        self.codes = codes
+        self.shape, self.bits, self.group = shape, bits, group
 
     @classmethod
     def of(cls, weight: Tensor) -> CodedMatrix | None:
@@ -48,13 +48,13 @@ class CodedMatrix:
     @property
     def nbytes(self) -> int:
         """Of the codes, scales and offsets."""
-        return self._codes.nbytes
+        return self.codes.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """`x @ weight.T + bias`: [N, in] → [N, out], out of `bias` [out]. Not differentiable."""
         native = library()
         assert native is not None
-        out, width = self._shape
+        out, width = self.shape
         if x.stride(1) != 1:
             x = x.contiguous()
         found = torch.empty(x.shape[0], out)
@@ -63,11 +63,11 @@ class CodedMatrix:
             x.data_ptr(),
             x.stride(0),
             x.shape[0],
-            self._codes.data_ptr(),
+            self.codes.data_ptr(),
             width,
             out,
-            self._group,
-            self._bits,
+            self.group,
+            self.bits,
             None if bias is None else bias.data_ptr(),
             panels.data_ptr(),
             found.data_ptr(),

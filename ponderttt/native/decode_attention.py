@@ -22,24 +22,26 @@ class DecodeAttention:
     Args:
         places: each sequence's cache and the position of its new row.
         window: positions a row may look back, itself included; None: all.
+
+    Attributes, arrays for C, by sequence: `keys` and `values`, addresses of the first block's;
+    `layer_strides` and `head_strides` in floats; `first` and `last` positions that are seen.
     """
 
     def __init__(self, places: Sequence[tuple[KVCache, int]], window: int | None) -> None:
         count = len(places)
         for cache, at in places:
             cache.check(at + 1)
-        self._keys = [cache.keys for cache, _ in places]
-        self._values = [cache.values for cache, _ in places]
-        longs, self._pointers = ctypes.c_long * count, ctypes.c_void_p * count
+        # Kept, since the addresses are of them.
+        self._caches = [(cache.keys, cache.values) for cache, _ in places]
+        longs, pointers = ctypes.c_long * count, ctypes.c_void_p * count
+        self._pointers = pointers
+        self.keys = pointers(*(keys.data_ptr() for keys, _ in self._caches))
+        self.values = pointers(*(values.data_ptr() for _, values in self._caches))
+        self.layer_strides = longs(*(keys.stride(0) for keys, _ in self._caches))
+        self.head_strides = longs(*(keys.stride(1) for keys, _ in self._caches))
         first = [0 if window is None else max(at + 1 - window, 0) for _, at in places]
-        self._last = longs(*(at for _, at in places))
-        self._first = longs(*first)
-        self._strides = longs(*(keys.stride(1) for keys in self._keys))
-        # Addresses layer by layer are those of the first layer, and a step between layers.
-        self._at = [
-            (keys.data_ptr(), values.data_ptr(), keys.stride(0) * keys.element_size())
-            for keys, values in zip(self._keys, self._values, strict=True)
-        ]
+        self.first = longs(*first)
+        self.last = longs(*(at for _, at in places))
 
     @staticmethod
     def fits(cache: KVCache, heads: int) -> bool:
@@ -75,11 +77,11 @@ class DecodeAttention:
             k.stride(0),
             v.data_ptr(),
             v.stride(0),
-            self._pointers(*(keys + layer * step for keys, _, step in self._at)),
-            self._pointers(*(values + layer * step for _, values, step in self._at)),
-            self._strides,
-            self._first,
-            self._last,
+            self._pointers(*(keys[layer].data_ptr() for keys, _ in self._caches)),
+            self._pointers(*(values[layer].data_ptr() for _, values in self._caches)),
+            self.head_strides,
+            self.first,
+            self.last,
             count,
             k.shape[1],
             heads // k.shape[1],

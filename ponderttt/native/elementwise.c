@@ -2,6 +2,7 @@
 #include <math.h>
 #include <omp.h>
 
+#include "kernels.h"
 #include "lanes.h"
 
 /* sum [rows, width] = x + delta, and normed = sum / sqrt(mean(sum^2) + eps) * weight; width a

@@ -9,7 +9,7 @@
 
 #define LANES 16
 #define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
+#define UNROLL _Pragma("GCC unroll 32")
 
 /* Vectors of sums that fit the registers, beside what else is in them. */
 #ifdef __AVX512F__

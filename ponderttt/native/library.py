@@ -18,10 +18,12 @@ import torch
 from ponderttt.config import cache_dir
 
 _LOG = logging.getLogger(__name__)
-_SOURCES = ("products.c", "attention.c", "elementwise.c", "encode.c")
+_HEADERS = ("lanes.h", "kernels.h")
+_SOURCES = ("products.c", "attention.c", "elementwise.c", "blocks.c", "encode.c")
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fPIC", "-fopenmp")
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+_BLOCKS = [_POINTER, _LONG, _LONG, _POINTER, _POINTER, *[_LONG] * 3, _POINTER, _POINTER]
 _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     "ponderttt_product": (
         None,
@@ -36,6 +38,10 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
         [_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG],
     ),
     "ponderttt_rotate": (None, [_POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER]),
+    "ponderttt_blocks": (
+        None,
+        [*_BLOCKS, _FLOAT, *[_POINTER] * 7, _LONG],
+    ),
     "ponderttt_encode": (
         _LONG,
         [_POINTER, _LONG, _LONG, _LONG, _LONG, _POINTER, _LONG],
@@ -99,7 +105,7 @@ def _compiler() -> str:
 
 def _built(compiler: str) -> Path:
     sources = files("ponderttt") / "native"
-    texts = {n: (sources / n).read_text("utf-8") for n in ("lanes.h", *_SOURCES)}
+    texts = {n: (sources / n).read_text("utf-8") for n in (*_HEADERS, *_SOURCES)}
     digest = hashlib.sha256()
     for part in (*texts.values(), *_FLAGS, _version(compiler), _cpu()):
         digest.update(part.encode())

@@ -1,5 +1,6 @@
 #include <omp.h>
 
+#include "kernels.h"
 #include "lanes.h"
 
 /* Products with a matrix in codes.

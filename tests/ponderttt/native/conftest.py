@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ponderttt.native import coded_matrix, decode_attention, elementwise
+from ponderttt.native import blocks, coded_matrix, decode_attention, elementwise
 from ponderttt.native.library import NativeUnavailableError, load
 
 
@@ -16,6 +16,6 @@ def kernels() -> Iterator[object]:
     except NativeUnavailableError as error:
         pytest.skip(f"no kernels on this machine: {error}")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (coded_matrix, decode_attention, elementwise):
+        for module in (blocks, coded_matrix, decode_attention, elementwise):
             patch.setattr(module, "library", lambda: found)
         yield found

@@ -1,0 +1,139 @@
+"""Whole blocks in one call, against the same decoder without the kernels.
+
+The model is random, with heads of 64 and weights that went through the `gguf` package.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize, quantize
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from ponderttt.models.checkpoint import load_decoder
+from ponderttt.models.decoder import Decoder
+from ponderttt.native.coded_matrix import MOST_ROWS
+from tests.ponderttt import reference
+
+SHAPE = {
+    "vocab_size": 160,
+    "hidden_size": 192,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+}
+
+
+def saved(directory: Path, kind: str) -> Path:
+    torch.manual_seed(5)
+    network = (
+        LlamaForCausalLM(LlamaConfig(**SHAPE))
+        if kind == "llama"
+        else Qwen2ForCausalLM(Qwen2Config(**SHAPE))
+    )
+    q4_1 = GGMLQuantizationType.Q4_1
+    for name, weight in network.named_parameters():
+        if name.endswith("proj.weight") or weight.ndim == 2:
+            weight.data = torch.from_numpy(
+                dequantize(quantize(weight.detach().numpy(), q4_1), q4_1)
+            )
+        else:
+            weight.data.uniform_(0.5, 1.5)
+    network.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module", params=["llama", "qwen2"])
+def path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def native(path: Path, kernels: object) -> Decoder:
+    found = load_decoder(path)
+    assert found._whole is not None
+    return found
+
+
+def steps(model: Decoder, rows: int, first: int, last: int, adapter: object = None) -> Tensor:
+    """Hidden states of three steps after texts of different lengths, block by block of a part."""
+    ids = torch.randint(160, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+    lengths = [(37 * row) % 150 for row in range(rows)]
+    found = []
+    with torch.inference_mode():
+        caches = [model.new_cache(200) for _ in lengths]
+        for cache, length in zip(caches, lengths, strict=True):
+            if length:
+                reference.forward(model, [(cache, 0, ids[:length])])
+        for step in range(3):
+            at = [length + step for length in lengths]
+            batch = model.batch([(cache, n, 1) for cache, n in zip(caches, at, strict=True)])
+            x = model.run(model.embed(torch.tensor([ids[n] for n in at]), batch), 0, first, batch)
+            x = model.run(x, first, last, batch, adapter)  # type: ignore[arg-type]
+            found.append(model.run(x, last, model.config.num_layers, batch))
+    return torch.stack(found)
+
+
+class Nothing:
+    """An adapter that adds nothing, so that blocks are run one operation after the other."""
+
+    def delta(self, layer: int, module: str, x: Tensor) -> Tensor | None:
+        return None
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, MOST_ROWS])
+def test_blocks_are_those_of_a_decoder_without_kernels(
+    path: Path, native: Decoder, rows: int
+) -> None:
+    plain = load_decoder(path, packed=False, native=False)
+    exact = steps(load_decoder(path, dtype=torch.float64, packed=False), rows, 0, 3)
+    found, usual = steps(native, rows, 0, 3), steps(plain, rows, 0, 3)
+    error = (found - exact).abs().max()
+    assert error <= 4 * (usual - exact).abs().max()
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_whole_blocks_are_the_blocks_step_by_step(native: Decoder, rows: int) -> None:
+    whole = steps(native, rows, 0, 3)
+    for first, last in ((0, 3), (1, 3), (2, 3)):
+        parts = steps(native, rows, first, last, Nothing())
+        torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it(native: Decoder) -> None:
+    together = steps(native, 7, 0, 3)
+    assert torch.equal(steps(native, 4, 0, 3), together[:, :4])
+    assert torch.equal(steps(native, 1, 0, 3), together[:, :1])
+
+
+def test_the_rows_given_are_left_as_they_were(native: Decoder) -> None:
+    with torch.inference_mode():
+        batch = native.batch([(native.new_cache(3), 0, 1)])
+        x = native.embed(torch.tensor([7]), batch)
+        before = x.clone()
+        assert not torch.equal(native.run(x, 0, 3, batch), before)
+        assert torch.equal(x, before)
+
+
+def test_weights_without_codes_are_run_one_operation_after_the_other(
+    tiny_llama_dir: Path,
+) -> None:
+    assert load_decoder(tiny_llama_dir)._whole is None
+
+
+def test_more_rows_or_longer_segments_take_the_other_way(native: Decoder) -> None:
+    with torch.inference_mode():
+        many = [(native.new_cache(2), 0, 1) for _ in range(MOST_ROWS + 1)]
+        batch = native.batch(many)
+        ids = torch.full((MOST_ROWS + 1,), 5)
+        found = native.run(native.embed(ids, batch), 0, 3, batch)
+        one = native.batch([(native.new_cache(2), 0, 1)])
+        alone = native.run(native.embed(ids[:1], one), 0, 3, one)
+    torch.testing.assert_close(found, alone.expand(MOST_ROWS + 1, -1), rtol=1e-5, atol=1e-5)
+    assert native.batch([(native.new_cache(4), 0, 2)]).decode_kernel(3, None) is None
