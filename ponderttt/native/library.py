@@ -20,7 +20,9 @@ from ponderttt.config import cache_dir
 _LOG = logging.getLogger(__name__)
 _HEADERS = ("lanes.h", "kernels.h")
 _SOURCES = ("products.c", "attention.c", "elementwise.c", "blocks.c", "encode.c")
-_FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fPIC", "-fopenmp")
+_FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp")
+# Compiled beforehand, for machines without a compiler, such as a container.
+_PREBUILT = Path(__file__).with_name("kernels.so")
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _BLOCKS = [_POINTER, _LONG, _LONG, _POINTER, _POINTER, *[_LONG] * 3, _POINTER, _POINTER]
@@ -72,23 +74,43 @@ def library() -> ctypes.CDLL | None:
 
 
 def load() -> ctypes.CDLL:
-    """Compile what isn't in the cache, and load it.
+    """Compile what isn't in the cache, or take what was compiled beforehand, and load it.
 
     Raises:
-        NativeUnavailableError: there is no gcc, it fails, or the result can't be loaded.
+        NativeUnavailableError: there is neither, gcc fails, or the result can't be loaded.
     """
-    compiler = _compiler()
+    try:
+        compiler = _compiler()
+    except NativeUnavailableError:
+        if not _PREBUILT.is_file():
+            raise
+        return _opened(_PREBUILT)
     path = _built(compiler)
+    try:
+        return _opened(path)
+    except NativeUnavailableError:
+        # Damaged, perhaps.
+        path.unlink(missing_ok=True)
+        return _opened(_built(compiler))
+
+
+def prebuild() -> Path:
+    """Compile for any CPU with AVX-512, into the package, for use where there is no compiler.
+
+    Raises:
+        NativeUnavailableError: there is no gcc, or it fails.
+    """
+    _compile(_compiler(), "x86-64-v4", _PREBUILT)
+    return _PREBUILT
+
+
+def _opened(path: Path) -> ctypes.CDLL:
     try:
         # Its OpenMP calls go to the runtime that torch has loaded, so both share one pool of
         # threads: two pools would wait for each other's cores.
         found = ctypes.CDLL(str(path))
-    except OSError:
-        path.unlink(missing_ok=True)
-        try:
-            found = ctypes.CDLL(str(_built(compiler)))
-        except OSError as error:
-            raise NativeUnavailableError(f"{path} can't be loaded: {error}") from error
+    except OSError as error:
+        raise NativeUnavailableError(f"{path} can't be loaded: {error}") from error
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(found, name)
         function.restype, function.argtypes = result, arguments
@@ -104,29 +126,36 @@ def _compiler() -> str:
 
 
 def _built(compiler: str) -> Path:
-    sources = files("ponderttt") / "native"
-    texts = {n: (sources / n).read_text("utf-8") for n in (*_HEADERS, *_SOURCES)}
     digest = hashlib.sha256()
-    for part in (*texts.values(), *_FLAGS, _version(compiler), _cpu()):
+    for part in (*_texts().values(), *_FLAGS, _version(compiler), _cpu()):
         digest.update(part.encode())
         digest.update(b"\0")
-    directory = cache_dir() / "native"
-    target = directory / f"kernels-{digest.hexdigest()[:16]}.so"
-    if target.is_file():
-        return target
+    target = cache_dir() / "native" / f"kernels-{digest.hexdigest()[:16]}.so"
+    if not target.is_file():
+        _compile(compiler, "native", target)
+    return target
+
+
+def _texts() -> dict[str, str]:
+    sources = files("ponderttt") / "native"
+    return {name: (sources / name).read_text("utf-8") for name in (*_HEADERS, *_SOURCES)}
+
+
+def _compile(compiler: str, architecture: str, target: Path) -> None:
+    """Whole or not at all: others may be about to load it, or to compile it as well."""
+    directory = target.parent
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=directory) as work:
-            for name, text in texts.items():
+            for name, text in _texts().items():
                 (Path(work) / name).write_text(text, "utf-8")
-            _run([compiler, *_FLAGS, "-c", *_SOURCES], work)
+            _run([compiler, *_FLAGS, f"-march={architecture}", "-c", *_SOURCES], work)
             # Without -fopenmp, which would link a second OpenMP runtime.
             objects = [name.replace(".c", ".o") for name in _SOURCES]
             _run([compiler, "-shared", *objects, "-o", target.name, "-lm"], work)
             os.replace(Path(work) / target.name, target)
     except OSError as error:
         raise NativeUnavailableError(f"{directory} can't be written: {error}") from error
-    return target
 
 
 def _run(command: list[str], directory: str) -> None:

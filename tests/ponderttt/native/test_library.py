@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ponderttt.native import library as module
-from ponderttt.native.library import NativeUnavailableError, library, load
+from ponderttt.native.library import NativeUnavailableError, library, load, prebuild
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,15 @@ def test_another_cpu_has_kernels_of_its_own(cache: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "_cpu", lambda: "another")
     load()
     assert len(list(cache.iterdir())) == 2
+
+
+def test_without_a_compiler_what_was_compiled_beforehand_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PREBUILT", tmp_path / "kernels.so")
+    assert prebuild() == tmp_path / "kernels.so"
+    monkeypatch.setenv("CC", "no-such-compiler")
+    assert load()._name == str(tmp_path / "kernels.so")
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
