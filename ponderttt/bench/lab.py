@@ -66,11 +66,17 @@ class Lab:
         return quick if self.quick else full
 
     def core(self, **settings: Any) -> EngineCore:
-        """A new engine on the shared weights; settings as of `EngineConfig`."""
+        """A new engine on the shared weights; settings as of `EngineConfig`.
+
+        Without `native_kernels`, on weights of its own.
+        """
         settings.setdefault("measure_costs", False)
         config = EngineConfig(**settings)
         rule = config.rule or self.rule
-        return EngineCore(self.decoder, self.tokenizer, self.name, config, rule)
+        decoder = self.decoder
+        if not config.native_kernels:
+            decoder = load_decoder(self.path, decoder.device, decoder.dtype, native=False)
+        return EngineCore(decoder, self.tokenizer, self.name, config, rule)
 
     def stream(self, name: str) -> TextStream:
         """Texts by a name: the same every time, whatever else is measured."""

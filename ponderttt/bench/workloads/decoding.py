@@ -28,20 +28,30 @@ class DecodeOne:
         Comparison("decode, 1 stream", "vLLM", "ours", "vllm", Target(1.4, 2.0)),
         Comparison("decode, 1 stream", "Hugging Face generate", "ours", "hf", Target(1.4, 2.0)),
         Comparison(
-            "decode, 1 stream", "what memory bandwidth allows", "ours", "memory", Target(None, 0.6)
+            "decode, 1 stream",
+            "float32 weights at the rate of memory",
+            "ours",
+            "memory",
+            Target(None, 0.6),
         ),
+        Comparison("decode, 1 stream", "ours without native kernels", "ours", "plain", Target()),
     )
 
     def open(self, lab: Lab, stack: ExitStack) -> Mapping[str, Side]:
         """Ours, vLLM, Hugging Face, and the rate at which memory can deliver the weights."""
         new = lab.pick(128, 8)
         rounds, core = lab.rounds(self.name, 1, _PROMPT), lab.core()
+        without = lab.core(native_kernels=False)
         peer = HuggingFace(lab.path)
         memory = torch.ones(lab.pick(1 << 27, 1 << 22))
         per_token = weight_bytes(lab.decoder)
 
         def ours(number: int) -> Sample:
             seconds, _ = timed_run(core, [greedy(rounds[number][0], new)])
+            return Sample(new / seconds)
+
+        def plain(number: int) -> Sample:
+            seconds, _ = timed_run(without, [greedy(rounds[number][0], new)])
             return Sample(new / seconds)
 
         def hf(number: int) -> Sample:
@@ -59,7 +69,7 @@ class DecodeOne:
             rate = memory.numel() * memory.element_size() / (time.perf_counter() - begun)
             return Sample(rate / per_token, {"GB/s": rate / 1e9})
 
-        return {"ours": ours, "hf": hf, "vllm": vllm, "memory": bandwidth}
+        return {"ours": ours, "hf": hf, "vllm": vllm, "memory": bandwidth, "plain": plain}
 
 
 class DecodeSixteen:
@@ -67,22 +77,30 @@ class DecodeSixteen:
 
     name = "decode-16"
     unit = "tokens/s"
-    comparisons = (Comparison("decode, 16 streams", "vLLM", "ours", "vllm", Target(1.6, 2.5)),)
+    comparisons = (
+        Comparison("decode, 16 streams", "vLLM", "ours", "vllm", Target(1.6, 2.5)),
+        Comparison("decode, 16 streams", "ours without native kernels", "ours", "plain", Target()),
+    )
 
     def open(self, lab: Lab, stack: ExitStack) -> Mapping[str, Side]:
-        """Ours and vLLM."""
+        """Ours, with and without native kernels, and vLLM."""
         new = lab.pick(64, 4)
         rounds, core = lab.rounds(self.name, 16, _PROMPT), lab.core(max_num_seqs=16)
+        without = lab.core(max_num_seqs=16, native_kernels=False)
 
         def ours(number: int) -> Sample:
             seconds, _ = timed_run(core, [greedy(prompt, new) for prompt in rounds[number]])
+            return Sample(16 * new / seconds)
+
+        def plain(number: int) -> Sample:
+            seconds, _ = timed_run(without, [greedy(prompt, new) for prompt in rounds[number]])
             return Sample(16 * new / seconds)
 
         def vllm(number: int) -> Sample:
             seconds, _ = lab.vllm.generate(rounds[number], new)
             return Sample(16 * new / seconds)
 
-        return {"ours": ours, "vllm": vllm}
+        return {"ours": ours, "vllm": vllm, "plain": plain}
 
 
 class Prefill:
