@@ -51,6 +51,7 @@ def measure(model: str) -> dict[str, object]:
         # The head and the adaptive blocks once more, for the way back through them.
         "packed_bytes": sum(matrix.packed_bytes for matrix in matrices)
         + sum(matrix.weight.nbytes for matrix in [decoder.head, *adaptive]),
+        "codes_bytes": sum(matrix.code_bytes for matrix in matrices),
         "fast_weights_bytes": state.weights.nbytes,
         "optimiser_bytes": state.first.nbytes + state.second.nbytes,
         "session_bytes": state.nbytes,
