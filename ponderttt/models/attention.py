@@ -116,7 +116,8 @@ class FlatBatch:
 
     def _decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         """As `attend`, for one row per sequence: no mask, and the fewest operations."""
-        kernel = self.decode_kernel(q.shape[1], window)
+        learns = torch.is_grad_enabled() and any(rows.requires_grad for rows in (q, k, v))
+        kernel = None if learns else self.decode_kernel(q.shape[1], window)
         if kernel is not None:
             return kernel(layer, q, k, v)
         kv_heads, size = k.shape[1:]

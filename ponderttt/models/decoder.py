@@ -155,7 +155,7 @@ class Decoder:
             kernel = batch.decode_kernel(c.num_heads, c.sliding_windows[0])
             if kernel is not None and self._whole.takes(x):
                 return self._whole(x, first, last, kernel, rope)
-        normed = self.blocks[first].attention_norm(x)
+        normed = self._stages.norm(x, self.blocks[first].attention_norm)
         for layer in range(first, last - 1):
             x, delta = self._block(x, normed, layer, batch, adapter, rope)
             # Each sum goes with the norm of the block after it.

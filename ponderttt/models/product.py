@@ -5,7 +5,8 @@ memory gives. So on the CPU the matrix is kept in a second layout as well, the o
 kernels read in order: 1.1 to 2 times faster at 3 rows and more than what there is without it, and
 a row's result does not depend on the rows beside it. One or two rows are fastest as a batched
 product over slices of the matrix. Where the weights were decoded from a quantised file, their codes
-are kept as well, and a step of a few rows reads those: see `ponderttt.native`.
+are kept as well, and up to 32 rows read those: see `ponderttt.native`. Which way is taken goes by
+the number of rows, and may change the last bits.
 """
 
 from __future__ import annotations

@@ -45,6 +45,10 @@ class Stages:
     def __init__(self, activation: str) -> None:
         self._activation = activation
 
+    def norm(self, x: Tensor, norm: Norm) -> Tensor:
+        """The norm of [N, hidden] by itself."""
+        return norm(x)
+
     def add_norm(self, x: Tensor, delta: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
         """x + delta and its norm, each [N, hidden], of two [N, hidden]."""
         x = x + delta

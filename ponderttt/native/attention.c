@@ -79,7 +79,8 @@ INLINE void attend(const int heads, const float *q, const float *keys, const flo
             for (long j = 0; j < count; j += LANES) {
                 vf score = *(const vf *)(weights[h] + j);
                 vf weight = exponential(score - top[h]);
-                weight = choose(score > (vf){0} - __builtin_inff(), weight, (vf){0});
+                /* Positions beyond the last; NaN and overflow stay what they are. */
+                weight = choose(score == (vf){0} - __builtin_inff(), (vf){0}, weight);
                 *(vf *)(weights[h] + j) = weight;
                 all += weight;
             }

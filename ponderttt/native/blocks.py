@@ -48,7 +48,7 @@ class _Places(ctypes.Structure):
 
 
 class NativeBlocks:
-    """Blocks without an adapter, for a step of few rows: as `Decoder.run`, to the last bit or two.
+    """Blocks without an adapter, for a step of few rows: as `Decoder.run` with kernels, to the bit.
 
     Between the kernels lies no Python, which takes a third of a step of one row.
     """
@@ -95,7 +95,7 @@ class NativeBlocks:
             max(c.hidden_size, c.intermediate_size, c.num_heads * _HEAD),
         )
         x = x.clone(memory_format=torch.contiguous_format)
-        room = [torch.empty(rows * width) for width in widths]
+        room = [torch.empty(rows * width, dtype=torch.float32) for width in widths]
         table = _Places(
             *(
                 ctypes.addressof(array)

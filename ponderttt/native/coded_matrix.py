@@ -55,10 +55,12 @@ class CodedMatrix:
         native = library()
         assert native is not None
         out, width = self.shape
+        if x.dtype != torch.float32 or x.shape[1] != width:
+            raise ValueError(f"rows of {x.shape[1]} × {x.dtype}, where {width} × float32 are due")
         if x.stride(1) != 1:
             x = x.contiguous()
-        found = torch.empty(x.shape[0], out)
-        panels = torch.empty(x.shape[0], width)
+        found = torch.empty(x.shape[0], out, dtype=torch.float32)
+        panels = torch.empty(x.shape[0], width, dtype=torch.float32)
         native.ponderttt_product(
             x.data_ptr(),
             x.stride(0),

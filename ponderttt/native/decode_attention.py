@@ -69,7 +69,7 @@ class DecodeAttention:
         assert native is not None
         q, k, v = (_dense(rows) for rows in (q, k, v))
         count, heads = q.shape[:2]
-        found = torch.empty(count, heads * _HEAD)
+        found = torch.empty(count, heads * _HEAD, dtype=torch.float32)
         native.ponderttt_attend(
             q.data_ptr(),
             q.stride(0),

@@ -30,7 +30,7 @@ def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[
     native = library()
     assert native is not None
     rows, width = x.shape
-    total, normed = torch.empty(rows, width), torch.empty(rows, width)
+    total, normed = torch.empty(2, rows, width, dtype=torch.float32)
     native.ponderttt_add_rms_norm(
         x.data_ptr(),
         x.stride(0),
@@ -51,7 +51,7 @@ def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
     native = library()
     assert native is not None
     rows, width = gate.shape
-    found = torch.empty(rows, width)
+    found = torch.empty(rows, width, dtype=torch.float32)
     native.ponderttt_silu_gate(
         gate.data_ptr(),
         gate.stride(0),

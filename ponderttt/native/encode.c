@@ -10,15 +10,28 @@
 #define ROUNDING 2.384185791015625e-07f
 
 /* Codes of one group at a given scale: whether all weights are met, exactly or to rounding. */
-static int try_scale(const float *v, long group, float scale, float offset, float slack,
+static int try_scale(const float *v, long group, int bits, float scale, float offset, float slack,
                      int32_t *codes) {
+    const float least = bits == 4 ? 0 : -127, most = bits == 4 ? 15 : 127;
     for (long k = 0; k < group; k++) {
         const float code = scale == 0 ? 0 : rintf((v[k] - offset) / scale);
+        /* A scale that rounding has halved, near the end of half precision, asks for more. */
+        if (!(code >= least && code <= most))
+            return 0;
         codes[k] = (int32_t)code;
         if (!(fabsf(scale * code + offset - v[k]) <= slack))
             return 0;
     }
     return 1;
+}
+
+/* Rounded to half precision; gcc has a type for that from version 12 on. */
+static float to_half(float x) {
+#ifdef __F16C__
+    return _cvtsh_ss(_cvtss_sh(x, 0));
+#else
+    return (float)(_Float16)x;
+#endif
 }
 
 /* The scale is the range over a whole number of steps; half precision keeps most formats' exactly.
@@ -39,12 +52,12 @@ static int fit(const float *v, long group, int bits, float *scale, float *offset
     const int first = bits == 4 ? 0 : -2;
     for (int i = first; i < (bits == 4 ? 15 : 32); i++) {
         const float steps = i < 0 ? likely[i + 2] : (bits == 4 ? 15 : 32) - i;
-        const float found = range / steps, rounded = (float)(_Float16)found;
+        const float found = range / steps, rounded = to_half(found);
         *scale = rounded;
-        if (try_scale(v, group, rounded, *offset, 0, codes))
+        if (try_scale(v, group, bits, rounded, *offset, 0, codes))
             return 1;
         *scale = found;
-        if (try_scale(v, group, found, *offset, most * ROUNDING, codes))
+        if (try_scale(v, group, bits, found, *offset, most * ROUNDING, codes))
             return 1;
     }
     return 0;

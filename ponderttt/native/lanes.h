@@ -59,9 +59,10 @@ INLINE vi widen_signed(const uint8_t *at) {
 /* Lane by lane: yes where the mask is set, else no. */
 INLINE vf choose(vi which, vf yes, vf no) { return (vf)((which & (vi)yes) | (~which & (vi)no)); }
 
-/* exp(x) for x <= 0, to about two units in the last place (Cephes' expf). */
+/* exp(x) for x <= 0 or NaN, to about two units in the last place (Cephes' expf). */
 INLINE vf exponential(vf x) {
     const vf least = (vf){0} - 87.0f;
+    const vf given = x;
     x = choose(x > least, x, least);
     const vf magic = (vf){0} + 12582912.0f; /* rounds to an integer */
     vf n = x * 1.44269504f + magic;
@@ -75,7 +76,7 @@ INLINE vf exponential(vf x) {
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    return (vf)((vi)p + (power << 23));
+    return choose(given == given, (vf)((vi)p + (power << 23)), given);
 }
 
 INLINE float sum_lanes(vf x) {

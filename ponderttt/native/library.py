@@ -7,6 +7,7 @@ import functools
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -21,8 +22,8 @@ _LOG = logging.getLogger(__name__)
 _HEADERS = ("lanes.h", "kernels.h")
 _SOURCES = ("products.c", "attention.c", "elementwise.c", "blocks.c", "encode.c")
 _FLAGS = ("-std=gnu11", "-O3", "-fPIC", "-fopenmp")
-# Compiled beforehand, for machines without a compiler, such as a container.
-_PREBUILT = Path(__file__).with_name("kernels.so")
+# Where kernels are compiled beforehand, for machines without a compiler, such as a container.
+_PACKAGE = Path(__file__).parent
 
 _POINTER, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _BLOCKS = [_POINTER, _LONG, _LONG, _POINTER, _POINTER, *[_LONG] * 3, _POINTER, _POINTER]
@@ -74,34 +75,45 @@ def library() -> ctypes.CDLL | None:
 
 
 def load() -> ctypes.CDLL:
-    """Compile what isn't in the cache, or take what was compiled beforehand, and load it.
+    """Compile what isn't in the cache, and load it; else take what was compiled beforehand.
 
     Raises:
-        NativeUnavailableError: there is neither, gcc fails, or the result can't be loaded.
+        NativeUnavailableError: there is no gcc, it fails, or the result can't be loaded, and
+            nothing was compiled beforehand from these sources.
     """
     try:
-        compiler = _compiler()
-    except NativeUnavailableError:
-        if not _PREBUILT.is_file():
-            raise
-        return _opened(_PREBUILT)
-    path = _built(compiler)
-    try:
-        return _opened(path)
-    except NativeUnavailableError:
-        # Damaged, perhaps.
-        path.unlink(missing_ok=True)
-        return _opened(_built(compiler))
+        path = _built(_compiler())
+        try:
+            return _opened(path)
+        except NativeUnavailableError:
+            # Damaged, perhaps.
+            path.unlink(missing_ok=True)
+            return _opened(_built(_compiler()))
+    except (NativeUnavailableError, OSError) as error:
+        if (beforehand := _prebuilt()).is_file():
+            return _opened(beforehand)
+        if isinstance(error, OSError):
+            raise NativeUnavailableError(f"{cache_dir() / 'native'}: {error}") from error
+        raise
 
 
 def prebuild() -> Path:
     """Compile for any CPU with AVX-512, into the package, for use where there is no compiler.
 
     Raises:
-        NativeUnavailableError: there is no gcc, or it fails.
+        NativeUnavailableError: there is no gcc, it fails, or the package can't be written.
     """
-    _compile(_compiler(), "x86-64-v4", _PREBUILT)
-    return _PREBUILT
+    target = _prebuilt()
+    try:
+        _compile(_compiler(), "x86-64-v4", target)
+    except OSError as error:
+        raise NativeUnavailableError(f"{target.parent}: {error}") from error
+    return target
+
+
+def _prebuilt() -> Path:
+    # By the sources, since older code would be called with the wrong arguments.
+    return _PACKAGE / f"kernels-{_digest()}.so"
 
 
 def _opened(path: Path) -> ctypes.CDLL:
@@ -112,28 +124,35 @@ def _opened(path: Path) -> ctypes.CDLL:
     except OSError as error:
         raise NativeUnavailableError(f"{path} can't be loaded: {error}") from error
     for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(found, name)
+        function = getattr(found, name, None)
+        if function is None:
+            raise NativeUnavailableError(f"{path} has no {name}")
         function.restype, function.argtypes = result, arguments
     return found
 
 
-def _compiler() -> str:
-    named = os.environ.get("CC", "gcc")
-    found = shutil.which(named)
-    if found is None:
-        raise NativeUnavailableError(f"no compiler: {named} is not installed (or set CC to a gcc)")
-    return found
+def _compiler() -> list[str]:
+    command = shlex.split(os.environ.get("CC", "")) or ["gcc"]
+    if shutil.which(command[0]) is None:
+        raise NativeUnavailableError(
+            f"no compiler: {command[0]} is not installed (or set CC to a gcc)"
+        )
+    return command
 
 
-def _built(compiler: str) -> Path:
-    digest = hashlib.sha256()
-    for part in (*_texts().values(), *_FLAGS, _version(compiler), _cpu()):
-        digest.update(part.encode())
-        digest.update(b"\0")
-    target = cache_dir() / "native" / f"kernels-{digest.hexdigest()[:16]}.so"
+def _built(compiler: list[str]) -> Path:
+    target = cache_dir() / "native" / f"kernels-{_digest(_version(compiler), _cpu())}.so"
     if not target.is_file():
         _compile(compiler, "native", target)
     return target
+
+
+def _digest(*further: str) -> str:
+    digest = hashlib.sha256()
+    for part in (*_texts().values(), *_FLAGS, *further):
+        digest.update(part.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:16]
 
 
 def _texts() -> dict[str, str]:
@@ -141,21 +160,17 @@ def _texts() -> dict[str, str]:
     return {name: (sources / name).read_text("utf-8") for name in (*_HEADERS, *_SOURCES)}
 
 
-def _compile(compiler: str, architecture: str, target: Path) -> None:
+def _compile(compiler: list[str], architecture: str, target: Path) -> None:
     """Whole or not at all: others may be about to load it, or to compile it as well."""
-    directory = target.parent
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory) as work:
-            for name, text in _texts().items():
-                (Path(work) / name).write_text(text, "utf-8")
-            _run([compiler, *_FLAGS, f"-march={architecture}", "-c", *_SOURCES], work)
-            # Without -fopenmp, which would link a second OpenMP runtime.
-            objects = [name.replace(".c", ".o") for name in _SOURCES]
-            _run([compiler, "-shared", *objects, "-o", target.name, "-lm"], work)
-            os.replace(Path(work) / target.name, target)
-    except OSError as error:
-        raise NativeUnavailableError(f"{directory} can't be written: {error}") from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as work:
+        for name, text in _texts().items():
+            (Path(work) / name).write_text(text, "utf-8")
+        _run([*compiler, *_FLAGS, f"-march={architecture}", "-c", *_SOURCES], work)
+        # Without -fopenmp, which would link a second OpenMP runtime.
+        objects = [name.replace(".c", ".o") for name in _SOURCES]
+        _run([*compiler, "-shared", *objects, "-o", target.name, "-lm"], work)
+        os.replace(Path(work) / target.name, target)
 
 
 def _run(command: list[str], directory: str) -> None:
@@ -165,17 +180,19 @@ def _run(command: list[str], directory: str) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise NativeUnavailableError(f"{command[0]} did not end within 120 s") from error
+    except OSError as error:
+        raise NativeUnavailableError(f"{command[0]} can't be run: {error}") from error
     if done.returncode:
         raise NativeUnavailableError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
 
 
-def _version(compiler: str) -> str:
+def _version(compiler: list[str]) -> str:
     try:
         done = subprocess.run(
-            [compiler, "--version"], capture_output=True, text=True, timeout=30, check=False
+            [*compiler, "--version"], capture_output=True, text=True, timeout=30, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise NativeUnavailableError(f"{compiler} can't be run: {error}") from error
+        raise NativeUnavailableError(f"{compiler[0]} can't be run: {error}") from error
     return done.stdout
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ponderttt.models.layers import RMSNorm
@@ -11,6 +12,10 @@ from ponderttt.native import elementwise
 
 class NativeStages(Stages):
     """As `Stages`, whose operations it falls back on for what the kernels don't take."""
+
+    def norm(self, x: Tensor, norm: Norm) -> Tensor:
+        """As of `Stages`, by the kernel of the sums: with and without an adapter, to the bit."""
+        return self.add_norm(x, torch.zeros_like(x), norm)[1]
 
     def add_norm(self, x: Tensor, delta: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
         """As of `Stages`."""

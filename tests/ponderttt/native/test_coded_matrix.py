@@ -110,6 +110,34 @@ def test_constant_groups_have_codes() -> None:
     assert torch.equal(weights_of(coded(weight)), weight)
 
 
+@pytest.mark.parametrize("steps", [15, 19, 22, 127, 130, 170, 190])
+def test_numbers_too_small_for_half_precision_are_met_or_refused(steps: int) -> None:
+    weight = torch.zeros(16, 32)
+    weight[:, :3] = torch.tensor([0.0, steps, steps // 2]) * 2.0**-24
+    matrix = CodedMatrix.of(weight)
+    if steps <= 127:
+        assert matrix is not None
+    if matrix is not None:
+        assert torch.equal(weights_of(matrix, 32), weight)
+
+
+def test_other_rows_are_refused() -> None:
+    matrix = coded(decoded("Q4_1"))
+    for x in (reference.noise(2, WIDTH).bfloat16(), reference.noise(2, WIDTH // 2)):
+        with pytest.raises(ValueError, match="are due"):
+            matrix(x)
+
+
+def test_default_dtype_does_not_matter() -> None:
+    matrix, x = coded(decoded("Q4_1")), reference.noise(3, WIDTH)
+    wanted = matrix(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(matrix(x), wanted)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def spoilt(value: float) -> Tensor:
     weight = decoded("Q4_1")
     weight[70, 300] = value

@@ -88,6 +88,13 @@ def test_large_scores_neither_overflow_nor_vanish() -> None:
     torch.testing.assert_close(found[0, :SIZE], cache.values[0, 0, 200])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_a_number_is_not_hidden(value: float) -> None:
+    (cache,), (q, k, v) = caches(1, [300]), rows(1, 1, 1)
+    cache.keys[0, 0, 5, 0] = value * q[0, 0, 0].sign()
+    assert DecodeAttention([(cache, 300)], None)(0, q, k, v).isnan().all()
+
+
 def test_a_row_beyond_the_cache_is_refused() -> None:
     with pytest.raises(IndexError, match="position 400"):
         DecodeAttention([(caches(1, [0])[0], CAPACITY)], None)

@@ -41,10 +41,29 @@ def test_another_cpu_has_kernels_of_its_own(cache: Path, monkeypatch: pytest.Mon
 def test_without_a_compiler_what_was_compiled_beforehand_serves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PREBUILT", tmp_path / "kernels.so")
-    assert prebuild() == tmp_path / "kernels.so"
+    monkeypatch.setattr(module, "_PACKAGE", tmp_path)
+    built = prebuild()
+    assert built.parent == tmp_path
     monkeypatch.setenv("CC", "no-such-compiler")
-    assert load()._name == str(tmp_path / "kernels.so")
+    assert load()._name == str(built)
+    # Of other sources it is of no use.
+    monkeypatch.setattr(module, "_texts", lambda: {"lanes.h": "other"})
+    with pytest.raises(NativeUnavailableError, match="not installed"):
+        load()
+
+
+def test_a_library_without_a_function_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(module._SIGNATURES, "ponderttt_missing", (None, []))
+    with pytest.raises(NativeUnavailableError, match="has no ponderttt_missing"):
+        load()
+
+
+def test_the_compiler_may_have_arguments(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "gcc -DHARMLESS")
+    load()
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,20 +94,22 @@ def test_a_library_that_cannot_be_loaded_is_reported(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = cache.parent / "careless"
-    script.write_text('#!/bin/sh\n[ "$1" = -shared ] && echo no > $4 || true\n')
+    script.write_text(
+        '#!/bin/sh\n[ "$1" = -shared ] || exit 0\n'
+        'while [ "$1" != -o ]; do shift; done\necho no > "$2"\n'
+    )
     script.chmod(0o755)
-    monkeypatch.setattr(module, "_SOURCES", ("products.c",))
     monkeypatch.setenv("CC", str(script))
     with pytest.raises(NativeUnavailableError, match="can't be loaded"):
         load()
 
 
-def test_a_cache_that_cannot_be_written_is_reported(
+def test_a_cache_that_cannot_be_used_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("PONDERTTT_CACHE", str(tmp_path / "file"))
-    with pytest.raises(NativeUnavailableError, match="can't be written"):
+    with pytest.raises(NativeUnavailableError, match="Not a directory"):
         load()
 
 
