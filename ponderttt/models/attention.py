@@ -44,6 +44,9 @@ class FlatBatch:
         dtype: of the attention masks.
         replay: see above.
         native: use the kernel in C for steps that decode, where there is one.
+
+    Attributes:
+        decodes: one row of each sequence, as in a step that decodes.
     """
 
     def __init__(
@@ -59,8 +62,7 @@ class FlatBatch:
         self.replay = replay
         self.lengths = [segment.length for segment in segments]
         self._masks: dict[tuple[int, int, int | None], Tensor | None] = {}
-        # Of a step that decodes: one row of each sequence.
-        self._single = not replay and all(length == 1 for length in self.lengths)
+        self.decodes = not replay and all(length == 1 for length in self.lengths)
         self._steps: dict[int | None, list[_DecodeViews]] = {}
         self._native = native
         self._kernels: dict[int | None, DecodeAttention] = {}
@@ -80,7 +82,7 @@ class FlatBatch:
         Returns:
             [N, heads * head_dim].
         """
-        if self._single:
+        if self.decodes:
             return self._decode(layer, q, k, v, window)
         outputs = []
         rows = zip(
@@ -105,7 +107,7 @@ class FlatBatch:
             heads: of the queries.
             window: as of `attend`.
         """
-        if not self._single or not self._native:
+        if not (self.decodes and self._native):
             return None
         if not DecodeAttention.fits(self.segments[0].cache, heads):
             return None

@@ -23,6 +23,7 @@ from ponderttt.models.layers import (
 from ponderttt.models.product import FrozenMatrix
 from ponderttt.models.stages import CompiledStages, Norm, Stages
 from ponderttt.native.blocks import NativeBlocks
+from ponderttt.native.coded_matrix import MOST_ROWS
 from ponderttt.native.stages import NativeStages
 
 
@@ -75,7 +76,8 @@ class Decoder:
         self.final_norm = final_norm
         self.head = head
         self._native = native
-        self._stages = (NativeStages if native else Stages)(config.activation)
+        self._stages = Stages(config.activation)
+        self._decoding = (NativeStages if native else Stages)(config.activation)
         self._whole = NativeBlocks.of(config, blocks) if native else None
         self.rotary = (
             Rotary(
@@ -109,7 +111,7 @@ class Decoder:
         Raises:
             ModelError: they can't be compiled here; says why and what to do.
         """
-        self._stages = CompiledStages(self)
+        self._stages = self._decoding = CompiledStages(self)
         self._whole = None
 
     def new_cache(self, capacity: int) -> KVCache:
@@ -150,16 +152,20 @@ class Decoder:
         if first >= last:
             return x
         rope = self.rotary.at(batch.positions) if self.rotary is not None else None
-        if adapter is None and rope is not None and self._whole is not None:
+        # What decodes has kernels of its own, whatever else is in the step, and nothing else has
+        # them: so a sequence is the same to the bit beside others or alone.
+        decodes = self._native and batch.decodes
+        if decodes and adapter is None and rope is not None and self._whole is not None:
             c = self.config
             kernel = batch.decode_kernel(c.num_heads, c.sliding_windows[0])
             if kernel is not None and self._whole.takes(x):
                 return self._whole(x, first, last, kernel, rope)
-        normed = self._stages.norm(x, self.blocks[first].attention_norm)
+        stages = self._decoding if decodes else self._stages
+        normed = stages.norm(x, self.blocks[first].attention_norm)
         for layer in range(first, last - 1):
             x, delta = self._block(x, normed, layer, batch, adapter, rope)
             # Each sum goes with the norm of the block after it.
-            x, normed = self._stages.add_norm(x, delta, self.blocks[layer + 1].attention_norm)
+            x, normed = stages.add_norm(x, delta, self.blocks[layer + 1].attention_norm)
         x, delta = self._block(x, normed, last - 1, batch, adapter, rope)
         return x + delta
 
@@ -174,12 +180,14 @@ class Decoder:
     ) -> tuple[Tensor, Tensor]:
         """[N, hidden] before the MLP, and what it adds; `normed` is the attention's input."""
         block, c = self.blocks[layer], self.config
-        q, k, v = self.project_qkv(normed, layer, adapter, rope)
+        coded = self._native and batch.decodes
+        stages = self._decoding if coded else self._stages
+        q, k, v = self.project_qkv(normed, layer, adapter, rope, decodes=coded)
         attended = batch.attend(layer, q, k, v, c.sliding_windows[layer])
-        delta = block.output(attended, layer, adapter)[0]
-        x, normed = self._stages.add_norm(x, delta, block.mlp_norm)
-        hidden = self._stages.activate(block.up(normed, layer, adapter))
-        return x, block.down(hidden, layer, adapter)[0]
+        delta = block.output(attended, layer, adapter, coded=coded)[0]
+        x, normed = stages.add_norm(x, delta, block.mlp_norm)
+        hidden = stages.activate(block.up(normed, layer, adapter, coded=coded))
+        return x, block.down(hidden, layer, adapter, coded=coded)[0]
 
     def project_qkv(
         self,
@@ -187,15 +195,21 @@ class Decoder:
         layer: int,
         adapter: Adapter | None,
         rope: tuple[Tensor, Tensor] | None,
+        *,
+        decodes: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed [N, hidden] → rotated queries [N, heads, D], keys and values [N, kv_heads, D]."""
+        """Normed [N, hidden] → rotated queries [N, heads, D], keys and values [N, kv_heads, D].
+
+        `decodes`: by the kernels of a step that decodes.
+        """
         c = self.config
-        joined = self.blocks[layer].qkv.joined(x, layer, adapter)
+        stages = self._decoding if decodes else self._stages
+        joined = self.blocks[layer].qkv.joined(x, layer, adapter, coded=decodes)
         heads = joined.unflatten(-1, (-1, c.head_dim))
         count = heads.shape[1] - c.num_kv_heads
         turning, v = heads[:, :count], heads[:, count:]
         if rope is not None:
-            turning = self._stages.rotate(heads, count, *rope)
+            turning = stages.rotate(heads, count, *rope)
         return turning[:, : c.num_heads], turning[:, c.num_heads :], v
 
     def normed(self, x: Tensor) -> Tensor:
@@ -204,4 +218,5 @@ class Decoder:
 
     def logits(self, normed: Tensor) -> Tensor:
         """[N, hidden] after the final norm → [N, V] float32."""
-        return self.head(normed).contiguous().float()
+        coded = self._native and len(normed) <= MOST_ROWS
+        return self.head(normed, coded=coded).contiguous().float()

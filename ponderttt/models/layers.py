@@ -47,9 +47,14 @@ class FusedLinear:
         self.bias = bias
         self._sizes = [part.out_features for part in parts]
 
-    def __call__(self, x: Tensor, layer: int, adapter: Adapter | None) -> tuple[Tensor, ...]:
-        """[N, in] → one [N, out] per part, the adapter's delta added where there is one."""
-        outputs = self._split(self.matrix(x, self.bias))
+    def __call__(
+        self, x: Tensor, layer: int, adapter: Adapter | None, *, coded: bool = False
+    ) -> tuple[Tensor, ...]:
+        """[N, in] → one [N, out] per part, the adapter's delta added where there is one.
+
+        `coded` as of `FrozenMatrix`.
+        """
+        outputs = self._split(self.matrix(x, self.bias, coded=coded))
         if adapter is None:
             return outputs
         deltas = (adapter.delta(layer, part.name, x) for part in self.parts)
@@ -58,12 +63,14 @@ class FusedLinear:
             for out, delta in zip(outputs, deltas, strict=True)
         )
 
-    def joined(self, x: Tensor, layer: int, adapter: Adapter | None) -> Tensor:
+    def joined(
+        self, x: Tensor, layer: int, adapter: Adapter | None, *, coded: bool = False
+    ) -> Tensor:
         """As a call, the parts side by side: [N, in] → [N, out]."""
         if adapter is None:
-            return self.matrix(x, self.bias)
+            return self.matrix(x, self.bias, coded=coded)
         deltas = [adapter.delta(layer, part.name, x) for part in self.parts]
-        whole = self.matrix(x, self.bias)
+        whole = self.matrix(x, self.bias, coded=coded)
         if all(delta is None for delta in deltas):
             return whole
         parts = zip(self._split(whole), deltas, strict=True)

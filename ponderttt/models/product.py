@@ -5,8 +5,7 @@ memory gives. So on the CPU the matrix is kept in a second layout as well, the o
 kernels read in order: 1.1 to 2 times faster at 3 rows and more than what there is without it, and
 a row's result does not depend on the rows beside it. One or two rows are fastest as a batched
 product over slices of the matrix. Where the weights were decoded from a quantised file, their codes
-are kept as well, and up to 32 rows read those: see `ponderttt.native`. Which way is taken goes by
-the number of rows, and may change the last bits.
+are kept as well, for decoding: see `ponderttt.native`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ponderttt.native.coded_matrix import MOST_ROWS, CodedMatrix
+from ponderttt.native.coded_matrix import CodedMatrix
 
 # oneDNN keeps the kernel of every number of rows it has met, about half a megabyte each, a thousand
 # of them in each of two caches. Making one anew takes less than a millisecond. Read at first use.
@@ -63,13 +62,17 @@ class FrozenMatrix:
         """What the codes take; 0 without."""
         return 0 if self.codes is None else self.codes.nbytes
 
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, bias: Tensor | None = None, *, coded: bool = False) -> Tensor:
         """`x @ weight.T + bias`, differentiable in x: [N, in] → [N, out], out of `bias` [out].
 
         A few rows may come back as the transpose of a contiguous matrix.
+
+        Args:
+            coded: read the codes, if there are any and x needs no gradient: right for few rows.
+                The last bits may differ from those without.
         """
         differentiated = x.requires_grad and torch.is_grad_enabled()
-        if self.codes is not None and x.shape[0] <= MOST_ROWS and not differentiated:
+        if coded and self.codes is not None and not differentiated:
             return self.codes(x, bias)
         if self._packed is None:
             return _unpacked(x, self.weight, bias)

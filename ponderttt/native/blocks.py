@@ -48,7 +48,7 @@ class _Places(ctypes.Structure):
 
 
 class NativeBlocks:
-    """Blocks without an adapter, for a step of few rows: as `Decoder.run` with kernels, to the bit.
+    """Blocks without an adapter while decoding: as `Decoder.run` with kernels, to the bit.
 
     Between the kernels lies no Python, which takes a third of a step of one row.
     """

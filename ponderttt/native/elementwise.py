@@ -1,11 +1,10 @@
-"""What lies between the products of a step of a few rows: norms, rotary positions, gates."""
+"""What lies between the products of a step that decodes: norms, rotary positions, gates."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ponderttt.native.coded_matrix import MOST_ROWS
 from ponderttt.native.library import library
 
 _LANES = 16
@@ -13,10 +12,9 @@ _HEAD = 64
 
 
 def takes(x: Tensor) -> bool:
-    """Whether the kernels take these rows: few, float32, on a CPU, and not differentiated."""
+    """Whether the kernels take these rows: float32, on a CPU, and not differentiated."""
     return (
-        x.shape[0] <= MOST_ROWS
-        and x.dtype == torch.float32
+        x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.shape[-1] % _LANES == 0
         and x.stride(-1) == 1

@@ -1,4 +1,4 @@
-"""What a block does between its matrix products, by kernels in C where there are few rows."""
+"""What a block does between its matrix products, by kernels in C, while decoding."""
 
 from __future__ import annotations
 

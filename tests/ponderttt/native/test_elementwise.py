@@ -44,13 +44,12 @@ def test_rotation_turns_the_first_heads_in_place() -> None:
 _CPU = (torch.device("cpu"), torch.float32)
 
 
-def test_only_few_rows_without_gradients_are_taken() -> None:
+def test_only_rows_without_gradients_are_taken() -> None:
     x = reference.noise(4, 64)
     assert elementwise.takes(x)
     assert not elementwise.takes(x.double())
     assert not elementwise.takes(x[:, :40])
     assert not elementwise.takes(x.T)
-    assert not elementwise.takes(reference.noise(MOST_ROWS + 1, 64))
     learning = x.clone().requires_grad_()
     assert not elementwise.takes(learning)
     with torch.inference_mode():
