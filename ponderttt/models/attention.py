@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ponderttt.models.kv_cache import KVCache
-from ponderttt.native.decode_attention import DecodeAttention
+from ponderttt.models.native.decode_attention import DecodeAttention
 
 # Rows of a long piece of text that share a mask.
 _PIECE = 256

@@ -20,11 +20,11 @@ from ponderttt.models.layers import (
     Part,
     Rotary,
 )
+from ponderttt.models.native.blocks import NativeBlocks
+from ponderttt.models.native.coded_matrix import MOST_ROWS
+from ponderttt.models.native.stages import NativeStages
 from ponderttt.models.product import FrozenMatrix
 from ponderttt.models.stages import CompiledStages, Norm, Stages
-from ponderttt.native.blocks import NativeBlocks
-from ponderttt.native.coded_matrix import MOST_ROWS
-from ponderttt.native.stages import NativeStages
 
 
 @dataclass(frozen=True, slots=True)

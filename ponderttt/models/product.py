@@ -5,7 +5,7 @@ memory gives. So on the CPU the matrix is kept in a second layout as well, the o
 kernels read in order: 1.1 to 2 times faster at 3 rows and more than what there is without it, and
 a row's result does not depend on the rows beside it. One or two rows are fastest as a batched
 product over slices of the matrix. Where the weights were decoded from a quantised file, their codes
-are kept as well, for decoding: see `ponderttt.native`.
+are kept as well, for decoding: see `ponderttt.models.native`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ponderttt.native.coded_matrix import CodedMatrix
+from ponderttt.models.native.coded_matrix import CodedMatrix
 
 # oneDNN keeps the kernel of every number of rows it has met, about half a megabyte each, a thousand
 # of them in each of two caches. Making one anew takes less than a millisecond. Read at first use.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from types import FunctionType
@@ -89,6 +90,7 @@ class CompiledStages(Stages):
             with torch.inference_mode(False), warnings.catch_warnings():
                 # Dynamo asks every input for its gradient, leaf or not.
                 warnings.filterwarnings("ignore", "The .grad attribute", UserWarning)
+                warnings.filterwarnings("ignore", "Reliance on distutils", UserWarning)
                 self._warm_up(decoder)
         # Whatever dynamo, inductor or the compiler raise: they have no common base.
         except Exception as error:
@@ -225,6 +227,10 @@ def _choose_cache() -> None:
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    if sys.version_info < (3, 12):
+        # Inductor imports setuptools, which would put its own distutils into the place of Python's
+        # and fails where something else has imported that, or pip.
+        os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
 
 
 def _refusal(device: torch.device, error: Exception) -> str:

@@ -18,7 +18,7 @@ from ponderttt.bench.workload import Workload
 from ponderttt.bench.workloads.decoding import DecodeOne, Prefill
 from ponderttt.bench.workloads.latency import SeenPrompt
 from ponderttt.bench.workloads.writing import Actions, BatchedWrite, FeaturesAndGate
-from ponderttt.native.library import library
+from ponderttt.models.native.library import library
 
 pytestmark = pytest.mark.real_model
 

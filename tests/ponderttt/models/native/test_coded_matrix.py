@@ -9,7 +9,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from torch import Tensor
 
-from ponderttt.native.coded_matrix import MOST_ROWS, CodedMatrix
+from ponderttt.models.native.coded_matrix import MOST_ROWS, CodedMatrix
 from tests.ponderttt import reference
 
 OUT, WIDTH = 80, 512

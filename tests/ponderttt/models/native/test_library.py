@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ponderttt.native import library as module
-from ponderttt.native.library import NativeUnavailableError, library, load, prebuild
+from ponderttt.models.native import library as module
+from ponderttt.models.native.library import NativeUnavailableError, library, load, prebuild
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ponderttt.models.kv_cache import KVCache
-from ponderttt.native.library import library
+from ponderttt.models.native.library import library
 
 _HEAD = 64
 _MOST_GROUP = 8

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ponderttt.models.config import ModelConfig
 from ponderttt.models.layers import FusedLinear, RMSNorm
-from ponderttt.native import elementwise
-from ponderttt.native.decode_attention import DecodeAttention
-from ponderttt.native.library import library
+from ponderttt.models.native import elementwise
+from ponderttt.models.native.decode_attention import DecodeAttention
+from ponderttt.models.native.library import library
 
 if TYPE_CHECKING:
     from ponderttt.models.decoder import Block

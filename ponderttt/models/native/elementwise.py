@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ponderttt.native.library import library
+from ponderttt.models.native.library import library
 
 _LANES = 16
 _HEAD = 64

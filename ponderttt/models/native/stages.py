@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ponderttt.models.layers import RMSNorm
+from ponderttt.models.native import elementwise
 from ponderttt.models.stages import Norm, Stages
-from ponderttt.native import elementwise
 
 
 class NativeStages(Stages):

@@ -156,7 +156,7 @@ def _digest(*further: str) -> str:
 
 
 def _texts() -> dict[str, str]:
-    sources = files("ponderttt") / "native"
+    sources = files("ponderttt.models") / "native"
     return {name: (sources / name).read_text("utf-8") for name in (*_HEADERS, *_SOURCES)}
 
 

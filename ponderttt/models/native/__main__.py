@@ -1,10 +1,10 @@
-"""`python -m ponderttt.native`: compile the kernels into the package, as images do."""
+"""`python -m ponderttt.models.native`: compile the kernels into the package, as images do."""
 
 from __future__ import annotations
 
 import sys
 
-from ponderttt.native.library import NativeUnavailableError, prebuild
+from ponderttt.models.native.library import NativeUnavailableError, prebuild
 
 
 def main() -> int:

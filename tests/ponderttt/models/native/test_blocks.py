@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from ponderttt.models.checkpoint import load_decoder
 from ponderttt.models.decoder import Decoder
-from ponderttt.native.coded_matrix import MOST_ROWS
+from ponderttt.models.native.coded_matrix import MOST_ROWS
 from tests.ponderttt import reference
 
 SHAPE = {

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ponderttt.models.kv_cache import KVCache
-from ponderttt.native.decode_attention import DecodeAttention
+from ponderttt.models.native.decode_attention import DecodeAttention
 from tests.ponderttt import reference
 
 LAYERS, CAPACITY, SIZE = 2, 400, 64

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from ponderttt.models.layers import Rotary, rotate
-from ponderttt.native import elementwise
-from ponderttt.native.coded_matrix import MOST_ROWS
+from ponderttt.models.native import elementwise
+from ponderttt.models.native.coded_matrix import MOST_ROWS
 from tests.ponderttt import reference
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ponderttt.native import blocks, coded_matrix, decode_attention, elementwise
-from ponderttt.native.library import NativeUnavailableError, load
+from ponderttt.models.native import blocks, coded_matrix, decode_attention, elementwise
+from ponderttt.models.native.library import NativeUnavailableError, load
 
 
 @pytest.fixture(scope="module", autouse=True)

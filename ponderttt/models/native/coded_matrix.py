@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ponderttt.native.library import library
+from ponderttt.models.native.library import library
 
 # Rows up to which reading codes is faster than float32 weights; beyond, there is no difference.
 MOST_ROWS = 32
