@@ -60,6 +60,12 @@ def greedy(prompt: Sequence[int], tokens: int, ttt: TTTParams = OFF) -> Generate
     return GenerateRequest(tuple(prompt), sampling, ttt)
 
 
+def sampled(prompt: Sequence[int], tokens: int, ttt: TTTParams, seed: int) -> GenerateRequest:
+    """As `greedy`, but drawn: what a session greedily repeats, it has learned and skips."""
+    sampling = SamplingParams(max_tokens=tokens, temperature=1.0, seed=seed, ignore_eos=True)
+    return GenerateRequest(tuple(prompt), sampling, ttt)
+
+
 def submit(core: EngineCore, requests: Iterable[Request]) -> list[Heard]:
     """Queue requests; their events come in as the engine steps."""
     heard = []

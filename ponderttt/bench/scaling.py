@@ -8,7 +8,7 @@ from typing import Any
 
 from ponderttt.adaptation.actions import Action
 from ponderttt.adaptation.params import TTTParams
-from ponderttt.bench.driving import PhaseTimes, greedy, run
+from ponderttt.bench.driving import PhaseTimes, run, sampled
 from ponderttt.bench.lab import Lab
 from ponderttt.bench.spread import spread
 from ponderttt.errors import InvalidRequestError
@@ -90,7 +90,7 @@ def _measure(
             when="inline",
         )
         prompt = stream.take(point.context)
-        requests.append(greedy(prompt, _new_tokens(lab, repeats), ttt))
+        requests.append(sampled(prompt, _new_tokens(lab, repeats), ttt, seed=index))
     run(core, requests)
     return {
         "decode": asdict(spread(phases.seconds("decode", count)[chunk:])),
