@@ -21,7 +21,6 @@ from ponderttt.models.layers import (
     Rotary,
 )
 from ponderttt.models.native.blocks import NativeBlocks
-from ponderttt.models.native.coded_matrix import MOST_ROWS
 from ponderttt.models.native.stages import NativeStages
 from ponderttt.models.product import FrozenMatrix
 from ponderttt.models.stages import CompiledStages, Norm, Stages
@@ -218,5 +217,4 @@ class Decoder:
 
     def logits(self, normed: Tensor) -> Tensor:
         """[N, hidden] after the final norm → [N, V] float32."""
-        coded = self._native and len(normed) <= MOST_ROWS
-        return self.head(normed, coded=coded).contiguous().float()
+        return self.head(normed, coded=self._native).contiguous().float()

@@ -7,9 +7,6 @@ from torch import Tensor
 
 from ponderttt.models.native.library import library
 
-# Rows up to which reading codes is faster than float32 weights; beyond, there is no difference.
-MOST_ROWS = 32
-
 _LANES = 16
 # Bits and group size of what GGUF's formats decode to: Q4_1, Q4_K; Q5_0, Q8_0; Q6_K.
 _FORMATS = ((4, 32), (8, 32), (8, 16))
