@@ -170,13 +170,19 @@ def _title(info: object) -> str | None:
 def _choice(raw: Raw, holder: str) -> Choice:
     """Of a completion (`text`) or of a chat (`message` or `delta`)."""
     reason = raw.get("finish_reason")
-    if holder in raw:
-        message = field_of(raw, holder, dict)
-        # Null where the model only calls tools; left out of pieces that bring no text.
-        text = message.get("content") or ""
-    else:
-        text = field_of(raw, "text", str)
+    chat = holder in raw
+    text = _content(field_of(raw, holder, dict)) if chat else field_of(raw, "text", str)
     return Choice(text, reason, _logprobs(raw.get("logprobs")))
+
+
+def _content(message: Raw) -> str:
+    """The text of a message, which may be in parts."""
+    content = message.get("content")
+    # Null where the model only calls tools; left out of pieces that bring no text.
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = _objects(message, "content")
+    return "".join(field_of(each, "text", str) for each in parts if each.get("type") == "text")
 
 
 def _logprobs(raw: object) -> Logprobs | None:

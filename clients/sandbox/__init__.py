@@ -1,6 +1,6 @@
 """Runs untrusted Python: see `Sandbox.run` for what a program gets, `Verdict` for what is told."""
 
-from clients.sandbox.base import Program, Progress, Sandbox, SandboxError
+from clients.sandbox.base import Sandbox, SandboxError
 from clients.sandbox.bubblewrap import BubblewrapSandbox
 from clients.sandbox.opening import open_sandbox
 from clients.sandbox.outcome import Limits, Outcome, Verdict
@@ -10,8 +10,6 @@ __all__ = [
     "BubblewrapSandbox",
     "Limits",
     "Outcome",
-    "Program",
-    "Progress",
     "Sandbox",
     "SandboxError",
     "UnsandboxedRunner",

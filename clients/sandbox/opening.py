@@ -46,7 +46,11 @@ def open_sandbox(*, no_sandbox: bool = False) -> Sandbox:
     reasons = []
     for bwrap in found:
         sandbox = BubblewrapSandbox(bwrap)
-        outcome = sandbox.run("", Limits(wall_seconds=30))
+        try:
+            outcome = sandbox.run("", Limits(wall_seconds=30))
+        except SandboxError as error:
+            reasons.append(f"{bwrap}: {error}")
+            continue
         if outcome.passed:
             return sandbox
         reason = outcome.stderr.strip() or f"{outcome.verdict}, {outcome.detail}"

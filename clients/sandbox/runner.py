@@ -10,29 +10,40 @@ at a secret early. Not through a name: from the moment untrusted code runs, the 
 the evaluation stack of `main`, as operands of an expression in progress, and so do the functions
 that are yet to be called. No local, closure, module or global holds them, so neither frames nor
 tracebacks lead to them, and patching whatever can be found changes nothing that counts. The rest is
-refused by audit hooks, which can't be removed: the garbage collector's search for objects, tracing
-(it could jump over the check's lines), and native code.
+refused by audit hooks, which can't be removed and are there before untrusted code: the garbage
+collector's search for objects, other threads' frames, hooks of the program's own (they would be
+told the check's code), and native code.
 
-While the check runs, only the standard library may look at frames, where the expected values are.
+Between the program and its check none of the program's code may run, since a frame with a secret is
+there to be seen: tracing is ended by functions written in C, which aren't traced, then patches are
+undone, then signal handlers and the garbage collector, which calls finalizers, are put to rest.
+
+While the check runs, tracing is refused (it could jump over the check's lines), and only the
+standard library may look at frames, where the expected values are.
 
 The pipes are known by their identity, not by their numbers alone, and only this process uses them.
 
 What remains possible: bugs of the interpreter, crafted bytecode among them; code that disguises
 itself as the library's to look at the check's frames, or that reaches them from a frame of a
 generator which it kept from before, and copies the expected values or the check's names from
-there; results that lie within the language's rules where `compare` doesn't look: in chains whose
-later operands are more than constants, in methods of `unittest` that are given their arguments by
-name or are not in `checks._ASSERTIONS`, in functions of the library, in an order that is denied
-(`if x > 1: raise`) and in the truth of a result; a patch of the library that is made and undone
-while the check runs; a thread that exchanges a pipe just between a look at it and its use. None of
-that happens by accident.
+there; a signal handler, which is given the frame that it interrupts; code that finds the check's
+classes among the subclasses of the library's; a metaclass whose methods run when patches are undone
+and keep one of them; results that lie within the language's rules where `compare` doesn't look: in
+chains whose later operands are more than constants, in methods of `unittest` that are given their
+arguments by name or are not in `checks._ASSERTIONS`, in functions of the library, in an order that
+is denied (`if x > 1: raise`) and in the truth of a result; a patch of the library that is made and
+undone while the check runs; a thread that exchanges a pipe just between a look at it and its use,
+or traces this one just before it may not. None of that happens by accident.
 
-A message to the host is a kind, the length of its text (2 bytes) and the text.
+A message to the host is a kind, the length of its text (2 bytes) and the text. The first one says
+that all is ready for the program: what happens before it is not the program's doing.
 """
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import builtins
+import gc
 import marshal
 import operator
 import os
@@ -41,7 +52,7 @@ import sys
 from _thread import get_ident
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import CodeType, ModuleType, TracebackType
+from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any
 
 Tell = Callable[[bytes, bytes], None]
@@ -55,13 +66,17 @@ SECRET_BYTES = 16
 OURS = frozenset({"program", "__main__"})
 #: Py_TPFLAGS_HEAPTYPE
 HEAP_TYPE = 1 << 9
-#: Searches for objects that no name leads to; nothing that a benchmark asks for needs them.
-SEARCHES = frozenset({"gc.get_objects", "gc.get_referents", "gc.get_referrers"})
-TRACING = frozenset({"sys.settrace", "sys.setprofile", "sys.monitoring.register_callback"})
+#: Ways to objects that no name leads to, or to be told of what others do; nothing that a benchmark
+#: asks for needs them.
+SEARCHES = frozenset({
+    "gc.get_objects", "gc.get_referents", "gc.get_referrers", "sys._current_frames",
+    "sys._current_exceptions", "sys.addaudithook", "sys.monitoring.register_callback",
+})  # fmt: skip
+TRACING = frozenset({"sys.settrace", "sys.setprofile"})
 #: Ways to a frame; those of the check hold its expected values and its own names.
-FRAMES = frozenset(
-    {"sys._getframe", "sys._current_frames", "tb_frame", "gi_frame", "cr_frame", "ag_frame"}
-)
+FRAMES = frozenset({"sys._getframe", "tb_frame", "gi_frame", "cr_frame", "ag_frame"})
+#: What the import system writes into modules, also of its own accord and late.
+METADATA = frozenset({"__doc__", "__loader__", "__name__", "__package__", "__spec__"})
 COMPARISONS = {
     "__eq__": operator.eq,
     "__lt__": operator.lt,
@@ -80,11 +95,13 @@ def main() -> None:
     steps, secrets, program = prepare()
     for name in [name for name in globals() if not name.startswith("__")]:
         del globals()[name]
+    step, secret = steps.pop, secrets.pop
     # Python evaluates operands from the left: every function and both secrets are taken out of
     # their lists, and are on the evaluation stack, before the innermost call runs the program.
-    steps.pop()(
-        secrets.pop() + steps.pop()(steps.pop()(steps.pop()(secrets.pop() + steps.pop()(program))))
-    )
+    # fmt: off
+    step()(secret(), step()(step()(step()(secret(),
+        step()(step()(step()(step()(step()(step()(step()(step()(program))))))))))))
+    # fmt: on
 
 
 def prepare() -> tuple[list[Callable[..., Any]], list[bytes], bytes]:
@@ -109,7 +126,7 @@ def prepare() -> tuple[list[Callable[..., Any]], list[bytes], bytes]:
     secrets = [take(SECRET_BYTES), take(SECRET_BYTES)]
     program = take(int.from_bytes(take(8), "big"))
     kept = keep_callables()
-    put_back = partial(restore, frozenset(vars(builtins)), kept)
+    put_back = partial(restore, frozenset(vars(builtins)) - METADATA, kept)
     flush = partial(flush_all, (sys.stdout.flush, sys.stderr.flush))
     # Found by the check only, not by the program, which can patch the module `builtins`.
     pristine = dict(vars(builtins))
@@ -119,30 +136,51 @@ def prepare() -> tuple[list[Callable[..., Any]], list[bytes], bytes]:
     pristine["__compare__"] = partial(compare, COMPARISONS, operator.contains, vouch)
     pristine["__assertion__"] = partial(assertion, vouch)
     fail = partial(report, tell, os._exit, flush, sys.__excepthook__)
-    sys.addaudithook(partial(refuse, tell, os._exit, SEARCHES, prefixes()))
-    hooks = (
-        partial(refuse, tell, os._exit, TRACING, prefixes()),
+    errors: list[BaseException | None] = []
+    checking: list[None] = []
+    handlers: list[tuple[int, Any]] = []
+    sys.addaudithook(
         partial(
-            refuse_frames,
+            refuse_looks,
             tell,
             os._exit,
+            TRACING,
             FRAMES,
+            checking,
             sys._getframe,
             get_ident,
             set(),
             (*prefixes(), __file__),
-        ),
+        )
     )
-    stop_tracing = (sys.settrace, sys.setprofile)
+    sys.addaudithook(partial(refuse, tell, os._exit, SEARCHES, prefixes(), FunctionType, __file__))
     steps: list[Callable[..., Any]] = [
-        partial(run_program, compile, exec, namespace, fail),
-        partial(announce, tell, put_back, stop_tracing, sys.addaudithook, hooks),
+        partial(run_program, compile, exec, namespace),
+        # These three are written in C, return None and take it: tracing ends before there is
+        # anything worth to be traced.
+        errors.append,
+        sys.settrace,
+        sys.setprofile,
+        partial(settle, errors, fail),
+        put_back,
+        partial(hush, _signal.getsignal, _signal.signal, _signal.SIG_IGN, handlers, gc.disable),
+        checking.append,
+        partial(announce, tell),
         partial(receive, tell, take, marshal.loads),
         partial(
-            run_check, exec, namespace, pristine, tuple(pristine.items()), sys.modules, fail, flush
+            run_check,
+            exec,
+            namespace,
+            pristine,
+            tuple(pristine.items()),
+            sys.modules,
+            fail,
+            flush,
+            partial(wake, _signal.signal, handlers, gc.enable),
         ),
         partial(finish, tell, put_back, os._exit),
     ]
+    tell(b"S", b"")
     return steps, secrets, program
 
 
@@ -188,9 +226,10 @@ def keep_callables() -> Kept:
     loaded = {one for one in modules.values() if type(one) is ModuleType} - {builtins}
     # The built-in functions come first: putting back the rest needs them.
     holders = [vars(builtins), *map(vars, loaded)]
-    built_in = frozenset(holders[0])
+    built_in = frozenset(holders[0]) - METADATA
     kept: Kept = [
-        (one, one.__setitem__, one.__delitem__, callables(one, built_in), False) for one in holders
+        (one, one.__setitem__, one.__delitem__, callables(one, built_in, METADATA), False)
+        for one in holders
     ]
     kept.append((sys.modules, sys.modules.__setitem__, sys.modules.__delitem__, modules, False))
     for kind in {one for names in holders for one in names.values() if isinstance(one, type)}:
@@ -201,13 +240,16 @@ def keep_callables() -> Kept:
 
 
 def callables(
-    attributes: Mapping[str, Any], others: frozenset[str] = frozenset()
+    attributes: Mapping[str, Any],
+    others: frozenset[str] = frozenset(),
+    ignored: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """Functions, classes, methods and properties, and the `others`."""
     return {
         name: value
         for name, value in attributes.items()
-        if callable(value) or hasattr(type(value), "__get__") or name in others
+        if (callable(value) or hasattr(type(value), "__get__") or name in others)
+        and name not in ignored
     }
 
 
@@ -250,24 +292,44 @@ def write_message(write: Any, check: Any, descriptor: int, kind: bytes, text: by
     write(descriptor, kind + len(text).to_bytes(2, "big") + text)
 
 
-def run_program(compile_: Any, exec_: Any, namespace: Any, fail: Any, program: bytes) -> bytes:
+def run_program(compile_: Any, exec_: Any, namespace: Any, program: bytes) -> BaseException | None:
+    """The error that the program ends with; it can reach this frame, where nothing is of use."""
     try:
         exec_(compile_(program, "<program>", "exec", 0, True), namespace)
     except BaseException as error:
+        return error
+    return None
+
+
+def settle(errors: list[BaseException | None], fail: Any, _: None) -> None:
+    """Tell how the program failed, if it did, and end."""
+    error = errors[0]
+    if error is not None:
         fail(error)
-        raise
-    return b""
+        raise error
 
 
-def announce(
-    tell: Tell, put_back: Any, stop_tracing: Any, add_hook: Any, hooks: Any, secret: bytes
+def hush(
+    getsignal: Any, set_signal: Any, ignore: Any, handlers: list[tuple[int, Any]], stop: Any, _: str
 ) -> None:
-    """Undo the program's patches, end its tracing, and tell that it ran to its end."""
-    for stop in stop_tracing:
-        stop(None)
-    put_back()
-    for hook in hooks:
-        add_hook(hook)
+    """Let no signal and no garbage collection call the program's code for a while."""
+    for number in range(1, 65):
+        handler = getsignal(number)
+        if callable(handler):
+            handlers.append((number, handler))
+            set_signal(number, ignore)
+    stop()
+
+
+def wake(set_signal: Any, handlers: list[tuple[int, Any]], collect: Any) -> None:
+    """Undo `hush`."""
+    for number, handler in handlers:
+        set_signal(number, handler)
+    collect()
+
+
+def announce(tell: Tell, secret: bytes, _: None) -> None:
+    """Tell that the program ran to its end."""
     tell(b"R", secret)
 
 
@@ -281,10 +343,11 @@ def receive(tell: Tell, take: Any, loads: Any, _: None) -> CodeType:
 
 def run_check(
     exec_: Any, namespace: dict[str, Any], pristine: dict[str, Any], known: tuple[Any, ...],
-    modules: dict[str, Any], fail: Any, flush: Any, check: CodeType,
-) -> bytes:  # fmt: skip
+    modules: dict[str, Any], fail: Any, flush: Any, wake_: Any, check: CodeType,
+) -> None:  # fmt: skip
     """Run the check with the program's names but its own built-in functions; wait for threads."""
     try:
+        wake_()
         exec_(check, {**namespace, "__builtins__": pristine})
         if threading := modules.get("threading"):
             for thread in threading.enumerate():
@@ -296,10 +359,9 @@ def run_check(
     except BaseException as error:
         fail(error)
         raise
-    return b""
 
 
-def finish(tell: Tell, put_back: Any, exit_: Any, proof: bytes) -> None:
+def finish(tell: Tell, put_back: Any, exit_: Any, proof: bytes, _: None) -> None:
     """Prove it, and end without running anything that the program has left behind."""
     if patched := put_back():
         tell(b"T", f"patched {patched} while it was checked".encode()[:400])
@@ -307,7 +369,7 @@ def finish(tell: Tell, put_back: Any, exit_: Any, proof: bytes) -> None:
     exit_(0)
 
 
-def restore(built_in: frozenset[str], kept: Kept) -> str:
+def restore(built_in: frozenset[str], kept: Kept, _: None = None) -> str:
     """Put back what was patched; returns the name of one such thing, or nothing."""
     patched = ""
     for attributes, put, delete, names, is_class in kept:
@@ -327,39 +389,58 @@ def restore(built_in: frozenset[str], kept: Kept) -> str:
     return patched
 
 
+# Programs can call the audit hooks with arguments of their own (`sys.audit`), whose methods would
+# run with the hook's frame in reach; so only what is exactly a string is asked anything.
+
+
 def refuse(
-    tell: Tell, exit_: Any, events: frozenset[str], paths: tuple[str, ...],
-    event: str, arguments: tuple[Any, ...],
+    tell: Tell, exit_: Any, events: frozenset[str], paths: tuple[str, ...], function: type,
+    own: str, event: str, arguments: tuple[Any, ...],
 ) -> None:  # fmt: skip
     """Audit hook; ends the process rather than raising, so that nothing of it can be caught."""
     if event in events or event.startswith("ctypes."):
         tell(b"T", b"used " + event.encode())
         exit_(1)
     elif event == "import" and arguments[1] is not None:
-        path = str(arguments[1])
-        if not path.startswith(paths) or ".." in path:
+        path = arguments[1]
+        if type(path) is not str or not path.startswith(paths) or ".." in path:
             tell(b"T", b"loaded native code")
+            exit_(1)
+    elif event == "object.__setattr__" and type(arguments[0]) is function:
+        home = arguments[0].__code__.co_filename  # type: ignore[attr-defined]
+        if type(home) is str and home == own:
+            tell(b"T", b"patched its checker")
             exit_(1)
 
 
-def refuse_frames(
-    tell: Tell, exit_: Any, ways: frozenset[str], getframe: Any, ident: Any, busy: set[int],
-    library: tuple[str, ...], event: str, arguments: tuple[Any, ...],
+def refuse_looks(
+    tell: Tell, exit_: Any, tracing: frozenset[str], ways: frozenset[str], checking: list[None],
+    getframe: Any, ident: Any, busy: set[int], library: tuple[str, ...],
+    event: str, arguments: tuple[Any, ...],
 ) -> None:  # fmt: skip
-    """Audit hook of the check's time: only the library may look at frames, and not for others."""
-    way = str(arguments[1]) if event == "object.__getattr__" else event
+    """Audit hook of the check's time: nobody may trace, and only the library look at frames."""
+    if not checking:
+        return
+    if event in tracing:
+        tell(b"T", b"used " + event.encode())
+        exit_(1)
+    way = arguments[1] if event == "object.__getattr__" else event
     thread = ident()
-    if way not in ways or thread in busy:
+    if type(way) is not str or way not in ways or thread in busy:
         return
     busy.add(thread)  # to ask who it was raises the same event
     frame = getframe(1)
     caller, asker = frame.f_code.co_filename, frame.f_back
     busy.discard(thread)
-    for_others = caller.endswith("/inspect.py") or (
-        # These hand frames out, where others ask than the library itself.
-        (caller.endswith("/logging/__init__.py") or frame.f_code.co_name == "walk_stack")
-        and asker is not None
-        and not asker.f_code.co_filename.startswith(library)
+    for_others = (
+        type(caller) is not str
+        or caller.endswith("/inspect.py")
+        or (
+            # These hand frames out, where others ask than the library itself.
+            (caller.endswith("/logging/__init__.py") or frame.f_code.co_name == "walk_stack")
+            and asker is not None
+            and not asker.f_code.co_filename.startswith(library)
+        )
     )
     if caller != "<check>" and (not caller.startswith(library) or for_others):
         tell(b"T", b"looked at the frames of its checker")

@@ -1,8 +1,9 @@
 """A filter of system calls: a program may not look into, or write to, another one's memory.
 
 The runner's secrets are safe from Python code in its own process; this keeps a process that the
-program starts, native code included, from reading them. It also denies the parts of the kernel that
-have most often been the way out of a sandbox, and that no Python program needs.
+program starts, native code included, from reading them. It also denies memory that belongs to no
+process, which the limit would not see, and the parts of the kernel that have most often been the
+way out of a sandbox; no Python program needs them.
 """
 
 from __future__ import annotations
@@ -11,16 +12,23 @@ import platform
 import struct
 
 #: ptrace, process_vm_readv, process_vm_writev, pidfd_getfd, kcmp, io_uring_setup, userfaultfd, bpf,
-#: perf_event_open, keyctl, add_key, request_key, mount, umount2, pivot_root, unshare, setns; by
-#: machine, with the number by which the kernel calls the machine (AUDIT_ARCH_…).
+#: perf_event_open, keyctl, add_key, request_key, mount, umount2, pivot_root, unshare, setns,
+#: memfd_create, memfd_secret, shmget; by machine, with the number by which the kernel calls the
+#: machine (AUDIT_ARCH_…).
 _MACHINES = {
     "x86_64": (
         0xC000003E,
-        (101, 310, 311, 438, 312, 425, 323, 321, 298, 250, 248, 249, 165, 166, 155, 272, 308),
+        (
+            *(101, 310, 311, 438, 312, 425, 323, 321, 298, 250, 248, 249, 165, 166, 155, 272, 308),
+            *(319, 447, 29),
+        ),
     ),
     "aarch64": (
         0xC00000B7,
-        (117, 270, 271, 438, 272, 425, 282, 280, 241, 219, 217, 218, 40, 39, 41, 97, 268),
+        (
+            *(117, 270, 271, 438, 272, 425, 282, 280, 241, 219, 217, 218, 40, 39, 41, 97, 268),
+            *(279, 447, 194),
+        ),
     ),
 }
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06

@@ -100,6 +100,8 @@ def supervise(
     Args:
         start: starts the runner with the channel's `source` and `result` passed on.
         kill: ends the process and everything that it has started.
+    Raises:
+        SandboxError: it ended before the program could begin.
     """
     prepared = prepare(check or "")
     began = time.monotonic()
@@ -139,6 +141,8 @@ class _Run:
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
     ready: bytes = field(default_factory=lambda: secrets.token_bytes(_SECRET_BYTES))
     proof: bytes = field(default_factory=lambda: secrets.token_bytes(_SECRET_BYTES))
+    #: All was ready for the program; a sandbox that breaks before is not the program's failure.
+    started: bool = False
     told_ready: bool = False
     selector: selectors.DefaultSelector = field(default_factory=selectors.DefaultSelector)
 
@@ -199,6 +203,12 @@ class _Run:
             bytes(self.written[what]).decode("utf-8", "replace") for what in ("stdout", "stderr")
         )
         detail = self.detail[:DETAIL_CHARACTERS]
+        if not self.started and self.verdict is not Verdict.TIMED_OUT:
+            words = stderr.strip()[-DETAIL_CHARACTERS:]
+            raise SandboxError(
+                f"the sandbox ended before the program began ({words or detail}); nothing was "
+                "judged: see that namespaces, processes and memory are not used up, and run again"
+            )
         return Outcome(self.verdict, detail, stdout, stderr, self.seconds, self.cpu_seconds)
 
     def _decide(self, verdict: Verdict, detail: str) -> None:
@@ -257,6 +267,8 @@ class _Run:
     def _hear(self, kind: bytes, text: bytes) -> None:
         if kind in _VERDICTS:
             self._decide(_VERDICTS[kind], text.decode("utf-8", "replace"))
+        elif kind == b"S" and not self.started:
+            self.started = True
         elif kind == b"R" and not self.told_ready and secrets.compare_digest(text, self.ready):
             self.told_ready = True
             self._send(len(self.check.code).to_bytes(8, "big") + self.check.code)

@@ -72,6 +72,7 @@ def _list(directory: Path) -> list[Path]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        # A program can name itself with any bytes.
+        return path.read_text("utf-8", "replace")
     except OSError:
         return ""

@@ -13,18 +13,29 @@ from __future__ import annotations
 import re
 
 # Three backquotes or more at a line's beginning; the closing fence is as long as the opening one.
+# After it may come the end of a sentence that the block is part of.
 _BLOCK = re.compile(
-    r"^[ \t]*(`{3,})[^\n`]*\n(.*?)(?:^[ \t]*\1[ \t]*$|\Z)", re.MULTILINE | re.DOTALL
+    r"^(?P<indent>[ \t]*)(?P<fence>`{3,})[^\n`]*\n(?P<code>.*?)"
+    r"(?:^[ \t]*(?P=fence)[^\w`\n]*$|\Z)",
+    re.MULTILINE | re.DOTALL,
 )
 # A line that is neither empty nor indented, but not the first.
 _TOP_LEVEL = re.compile(r"\n(?=\S)")
 
 
 def fenced_block(answer: str) -> str:
-    """The first fenced block, or the whole answer where there is none; ends in a line break."""
+    """The first fenced block, or the whole answer where there is none; ends in a line break.
+
+    A block in a list's item is indented as a whole, with its fence.
+    """
+    answer = answer.replace("\r\n", "\n")
     found = _BLOCK.search(answer)
-    code = found.group(2) if found is not None else answer
-    return code.rstrip() + "\n"
+    if found is None:
+        return answer.rstrip() + "\n"
+    indent, lines = found["indent"], found["code"].split("\n")
+    if all(line.startswith(indent) for line in lines if line.strip()):
+        lines = [line.removeprefix(indent) for line in lines]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def chat_completion(answer: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +22,13 @@ Prompting = Literal["base", "chat"]
 #: server's 256, so nothing would be learned in time to matter.
 CHUNK_SIZE = 64
 _BUSY_SECONDS = 30
+#: Statuses that speak of the account, the address, the moment or the load, not of this request.
+_NOT_OF_THE_REQUEST = frozenset({401, 402, 403, 404, 405, 407, 408, 409, 425, 429})
+_log = logging.getLogger(__name__)
+
+
+class RefusedError(ServerError):
+    """The server refuses to answer this very problem, say because its prompt is too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +113,8 @@ async def ask(
     """The whole answer.
 
     Raises:
-        ServerError: the server refuses or fails.
+        RefusedError: the server refuses this problem.
+        ServerError: the server fails.
     """
     seed = draw_seed(asking.seed, problem.task_id, sample)
     async with _session(client, asking, f"{problem.task_id}/{sample}") as session:
@@ -122,10 +131,15 @@ async def ask(
             "ttt": ttt,
             "timeout": asking.timeout,
         }
-        if asking.prompting == "chat":
-            message = {"role": "user", "content": problem.chat_prompt}
-            return await client.chat([message], **common)
-        return await client.complete(problem.base_prompt, stop=suite.stops, **common)
+        try:
+            if asking.prompting == "chat":
+                message = {"role": "user", "content": problem.chat_prompt}
+                return await client.chat([message], **common)
+            return await client.complete(problem.base_prompt, stop=suite.stops, **common)
+        except ServerError as error:
+            if 400 <= error.status < 500 and error.status not in _NOT_OF_THE_REQUEST:
+                raise RefusedError(error.status, str(error)) from error
+            raise
 
 
 def completion_in(suite: Suite, asking: Asking, answer: str) -> str:
@@ -147,7 +161,11 @@ async def _session(client: AsyncClient, asking: Asking, unit: str) -> AsyncItera
     try:
         yield name
     finally:
-        await _forget(client, name)
+        try:
+            await _forget(client, name)
+        except ServerError as error:
+            # No reason to lose the answer, or the error that there was before.
+            _log.warning("session %s is left on the server: %s", name, error)
 
 
 async def _forget(client: AsyncClient, name: str) -> None:

@@ -8,6 +8,7 @@ generation*; a base model gets it in the form of instruction and response.
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clients.bench.functional.answers import fenced_block
@@ -23,18 +24,22 @@ _BASE = (
 )
 _SECTION = "\n###"
 _CODE = ("class ", "import ", "from ", "@", "def ", "#", '"""')
-# A loader of its own, since the program can reach the one that is there; and all tests must have
-# run: one that the loader does not find, or that the program skips, would pass.
+# Names from the source, since the program can reach the class of the loader that would look for
+# them; and each test has to report that it succeeded: one that was not found, was skipped or was
+# expected to fail reports something else.
 _RUN = """
 {test}
 
 import unittest as _unittest
-_result = _unittest.TestResult()
-_unittest.TestLoader().loadTestsFromTestCase({test_class}).run(_result)
-_faults = _result.errors + _result.failures + _result.skipped
-if _faults or _result.testsRun < {tests}:
-    _last = _faults[0][1].strip().splitlines()[-1] if _faults else "no test was run"
-    raise AssertionError(f"{{len(_faults)}} of {{_result.testsRun}} tests: {{_last}}")
+class _Result(_unittest.TestResult):
+    def addSuccess(self, test):
+        _passed.append(test._testMethodName)
+_passed, _result = [], _Result()
+_unittest.TestSuite(map({test_class}, {tests})).run(_result)
+if _passed != {tests} or not _passed:
+    _faults = _result.errors + _result.failures
+    _last = _faults[0][1].strip().splitlines()[-1] if _faults else "not run to their ends"
+    raise AssertionError(f"{{len(_passed)}} of {count} tests passed: {{_last}}")
 """
 
 
@@ -76,35 +81,50 @@ def _problem(entry: Entry) -> Problem:
     test, test_classes = entry.text("test"), entry.texts("test_classes")
     if not test_classes:
         raise entry.bad("test_classes is empty, so anything would pass")
+    entry.check_code(import_statement=head, test=test)
+    defined = _classes(test)
     for each in test_classes:
-        if not each.isidentifier() or f"class {each}" not in test:
+        if each not in defined:
             raise entry.bad(f"test_classes names {each!r}, which the field test doesn't define")
     return Problem(
         task_id=entry.name(),
         base_prompt=_BASE.format(task=task, skeleton=skeleton.rstrip()),
         chat_prompt=f"{task} {_CHAT}\n\n```python\n{skeleton.rstrip()}\n```",
         head=head,
-        checks={
-            each: _RUN.format(test=test, test_class=each, tests=_count_tests(entry, test, each))
-            for each in test_classes
-        },
+        checks={each: _check(test, each, _test_names(each, defined)) for each in test_classes},
         mutated=_methods(entry),
         solution=entry.text("solution_code"),
     )
 
 
-def _count_tests(entry: Entry, test: str, test_class: str) -> int:
-    """Tests that a class defines itself; 1 at least, where they are all inherited."""
-    try:
-        tree = ast.parse(test)
-    except SyntaxError as error:
-        raise entry.bad(f"test is no Python: {error}") from error
-    own = [
-        sum(isinstance(f, ast.FunctionDef) and f.name.startswith("test") for f in node.body)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef) and node.name == test_class
-    ]
-    return max([1, *own])
+def _check(test: str, test_class: str, tests: Sequence[str]) -> str:
+    return _RUN.format(test=test, test_class=test_class, tests=list(tests), count=len(tests))
+
+
+def _classes(test: str) -> dict[str, ast.ClassDef]:
+    """Classes by name; of several with one name the last, as when the source is run."""
+    return {node.name: node for node in ast.parse(test).body if isinstance(node, ast.ClassDef)}
+
+
+def _test_names(test_class: str, defined: Mapping[str, ast.ClassDef]) -> list[str]:
+    """Of a class and of those of the same source that it inherits from; in `unittest`'s order."""
+    names: set[str] = set()
+    seen: set[str] = set()
+    waiting = [test_class]
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in defined:
+            continue
+        seen.add(name)
+        node = defined[name]
+        waiting += [base.id for base in node.bases if isinstance(base, ast.Name)]
+        names |= {
+            each.name
+            for each in node.body
+            if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+            and each.name.startswith("test")
+        }
+    return sorted(names)
 
 
 def _methods(entry: Entry) -> frozenset[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,22 @@ class Entry:
         if not all(isinstance(each, str) for each in value):
             raise self.wrong(names[0], value, "a list of strings")
         return list(value)
+
+    def check_code(self, **sources: str) -> None:
+        """See that fields are Python, so that no answer is paid for that can't be judged.
+
+        Args:
+            sources: by field.
+        Raises:
+            InvalidRequestError: one isn't.
+        """
+        for name, source in sources.items():
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    compile(source, f"<{name}>", "exec", dont_inherit=True)
+            except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+                raise self.bad(f"{name} is no Python: {error}") from error
 
     def name(self) -> str:
         """The field task_id, which may be a number."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,13 +11,18 @@ from typing import Any
 
 from clients.answers import Completion
 from clients.async_api import AsyncClient
-from clients.bench.functional.ask import Asking, ask, completion_in
+from clients.bench.functional.ask import Asking, RefusedError, ask, completion_in
 from clients.bench.functional.judge import Judgement, judge
 from clients.bench.functional.problems import Problem, Suite
 from clients.results import Record, ResultFile
 from clients.sandbox import Limits, Sandbox
 from clients.wire import ServerError
 from ponderttt.errors import PonderError
+
+#: The verdict on an answer that the server refused to give.
+REFUSED = "refused"
+#: So many refusals before any answer are the settings' fault, not the problems'.
+_MOST_REFUSED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +65,17 @@ class Drive:
     results: ResultFile
     done: Callable[[Record], None]
     _failure: PonderError | None = None
+    _answered: bool = False
+    #: Kept back until an answer shows that the others could be answered.
+    _refused: list[tuple[Unit, RefusedError]] = field(default_factory=list)
     _judging: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self, todo: Sequence[Unit], concurrency: int) -> None:
         """Ask `concurrency` units at once.
 
         After a failure nothing more is asked, but what has been asked is brought to an end. When
-        cancelled, answers that are there are still judged and kept.
+        cancelled, answers that are there are still judged and kept. A problem that the server
+        refuses is not passed, and is no failure of the run, unless nothing else is answered.
 
         Raises:
             PonderError: the endpoint fails, or the result file can't be written.
@@ -78,6 +88,12 @@ class Drive:
             for task in asking:
                 task.cancel()
             await asyncio.gather(*asking, *self._judging, return_exceptions=True)
+        if self._failure is None and self._refused:
+            # Too few to tell; what was answered in an earlier run does.
+            if any(record["verdict"] != REFUSED for record in self.results.records):
+                self._keep_refused()
+            else:
+                self._failure = _located(*self._refused[0])
         if self._failure is not None:
             raise self._failure
 
@@ -86,10 +102,31 @@ class Drive:
             if self._failure is not None:
                 return
             try:
-                answer = await ask(self.client, self.asking, self.suite, unit.problem, unit.sample)
-                await asyncio.shield(self._kept(self._judge(unit, answer)))
+                await self._ask(unit)
             except PonderError as error:
                 self._failure = self._failure or _located(unit, error)
+
+    async def _ask(self, unit: Unit) -> None:
+        try:
+            answer = await ask(self.client, self.asking, self.suite, unit.problem, unit.sample)
+        except RefusedError as error:
+            self._refused.append((unit, error))
+            if self._answered:
+                self._keep_refused()
+            elif len(self._refused) >= _MOST_REFUSED:
+                raise
+            return
+        self._answered = True
+        self._keep_refused()
+        await asyncio.shield(self._kept(self._judge(unit, answer)))
+
+    def _keep_refused(self) -> None:
+        while self._refused:
+            self._keep(refusal_record(*self._refused.pop(0)))
+
+    def _keep(self, record: Record) -> None:
+        self.results.append(record)
+        self.done(record)
 
     def _kept(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that is waited for even when this run is cancelled."""
@@ -103,9 +140,7 @@ class Drive:
         judgement = await asyncio.get_running_loop().run_in_executor(
             self.workers, judge, self.sandbox, self.limits, unit.problem, completion
         )
-        record = make_record(unit, answer, completion, judgement)
-        self.results.append(record)
-        self.done(record)
+        self._keep(make_record(unit, answer, completion, judgement))
 
 
 def make_record(
@@ -117,7 +152,7 @@ def make_record(
     cost = cost if cost.get("chunks") else {}
     passed = [name for name, verdict in judgement.verdicts.items() if verdict == "passed"]
     several = len(judgement.verdicts) > 1
-    return {
+    record = {
         "task_id": unit.problem.task_id,
         "sample": unit.sample,
         "passed": judgement.passed,
@@ -138,6 +173,44 @@ def make_record(
         "ttt_seconds": cost.get("seconds"),
         "ttt": answer.ttt,
     }
+    return {name: _finite(value) for name, value in record.items()}
+
+
+def refusal_record(unit: Unit, error: RefusedError) -> dict[str, Any]:
+    """What the result file keeps of a unit that the server refused: not passed, and the reason."""
+    checks = unit.problem.checks
+    return {
+        "task_id": unit.problem.task_id,
+        "sample": unit.sample,
+        "passed": False,
+        "result": f"failed: refused by the server: {error}",
+        "checks_passed": 0.0,
+        "verdict": REFUSED,
+        "checks": dict.fromkeys(checks, REFUSED) if len(checks) > 1 else None,
+        "completion": "",
+        "answer": None,
+        "finish_reason": None,
+        "prompt_tokens": None,
+        "completion_tokens": None,
+        "seconds": None,
+        "run_seconds": 0.0,
+        "ran_again": 0,
+        "nominal": None,
+        "measured": None,
+        "ttt_seconds": None,
+        "ttt": None,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """The same, with None for the numbers that JSON can't hold, which servers send all the same."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return value
 
 
 def _located(unit: Unit, error: PonderError) -> PonderError:

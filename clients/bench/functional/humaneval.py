@@ -64,12 +64,14 @@ def load_humaneval(data: str | None) -> Suite:
 def _problem(entry: Entry) -> Problem:
     prompt, entry_point = entry.text("prompt"), entry.text("entry_point")
     fence = prompt if prompt.endswith("\n") else prompt + "\n"
+    test = entry.text("test")
+    entry.check_code(test=test, entry_point=f"check({entry_point})")
     return Problem(
         task_id=entry.name(),
         base_prompt=prompt,
         chat_prompt=_CHAT.format(prompt=fence),
         head=prompt,
-        checks={"check": f"\n{entry.text('test')}\ncheck({entry_point})\n"},
+        checks={"check": f"\n{test}\ncheck({entry_point})\n"},
         mutated=frozenset({entry_point}),
         solution=entry.text("canonical_solution"),
     )

@@ -2,7 +2,9 @@
 
 Prompts are the paper's. A base model sees three solved problems first, numbers 2, 3 and 4, which
 are not asked for; its answer ends at `[DONE]`. A chat model sees none. A program passes when the
-assertions of `test_list` hold, after the record's own imports and set-up code.
+assertions of `test_list` hold. It sees the record's imports, which come before it, and what its
+set-up code, which may use the program's classes, defines after it. Both are run again with the
+assertions, so that these don't depend on what the program makes of them.
 """
 
 from __future__ import annotations
@@ -98,30 +100,26 @@ def _solution(entry: Entry) -> str:
 
 def _problem(entry: Entry, introduction: str) -> Problem:
     asked, solution = _asked(entry), _solution(entry)
-    setup = [*entry.texts("test_imports", default=()), entry.text("test_setup_code", default="")]
+    imports = "\n".join(entry.texts("test_imports", default=()))
+    setup = entry.text("test_setup_code", default="")
+    tests = "\n".join(_tests(entry))
+    entry.check_code(test_imports=imports, test_setup_code=setup, test_list=tests)
     return Problem(
         task_id=entry.name(),
         base_prompt=f"{introduction}{asked}{_BEGIN}\n",
         chat_prompt=f"{asked}\n{_CHAT}",
-        head="",
-        checks={"tests": "\n".join(["", *setup, *_tests(entry), ""])},
+        head=f"{imports}\n" if imports else "",
+        checks={"tests": f"\n{imports}\n{setup}\n{tests}\n"},
         mutated=_functions(entry, solution),
         solution=solution,
+        tail=f"\n{setup}\n" if setup.strip() else "",
     )
 
 
 def _functions(entry: Entry, solution: str) -> frozenset[str]:
     """Functions that the tests call, among those that the solution defines at top level."""
-    try:
-        defined = {
-            node.name for node in ast.parse(solution).body if isinstance(node, ast.FunctionDef)
-        }
-        called = {
-            node.id
-            for test in _tests(entry)
-            for node in ast.walk(ast.parse(test))
-            if isinstance(node, ast.Name)
-        }
-    except SyntaxError as error:
-        raise entry.bad(f"code or test_list is no Python ({error.msg})") from error
+    entry.check_code(code=solution)
+    defined = {node.name for node in ast.parse(solution).body if isinstance(node, ast.FunctionDef)}
+    tests = ast.parse("\n".join(_tests(entry)))
+    called = {node.id for node in ast.walk(tests) if isinstance(node, ast.Name)}
     return frozenset(defined & called or defined)

@@ -1,7 +1,7 @@
 """What the driver needs to know of a data set, whichever it is.
 
-A *completion* is the part of a program that a model is asked for. A program is a problem's head
-and a completion; it passes when every check that is run after it passes.
+A *completion* is the part of a program that a model is asked for. A program is a problem's head,
+a completion and the problem's tail; it passes when every check that is run after it passes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Problem:
         checks: by name, the source that is run after a program; it raises where that is wrong.
         mutated: names of the functions and methods whose results `--self-test` makes wrong.
         solution: the data set's own completion.
+        tail: of every program, after the completion.
     """
 
     task_id: str
@@ -35,10 +36,11 @@ class Problem:
     checks: Mapping[str, str]
     mutated: frozenset[str]
     solution: str
+    tail: str = ""
 
     def program(self, completion: str) -> str:
         """What is run before the checks."""
-        return self.head + completion
+        return self.head + completion + self.tail
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,11 @@ class Suite:
     def fingerprint(self) -> str:
         """Of everything that a model is asked and that decides whether it passes."""
         whole = [
-            [each.task_id, each.base_prompt, each.chat_prompt, each.head, dict(each.checks)]
+            [
+                *(each.task_id, each.base_prompt, each.chat_prompt, each.head, dict(each.checks)),
+                # Results of before there were tails stay comparable.
+                *([each.tail] if each.tail else []),
+            ]
             for each in self.problems
         ]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]

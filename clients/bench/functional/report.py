@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from clients.bench.functional.drive import REFUSED
 from clients.bench.functional.passk import estimate
 from clients.bench.pairing import markdown
 from clients.bench.statistics import CONFIDENCE
@@ -35,9 +36,15 @@ def summary(header: Header, records: Sequence[Record], ks: Sequence[int]) -> dic
         "verdicts": dict(Counter(record["verdict"] for record in records).most_common()),
         "checks": _checks(records),
         "cut_off": sum(record["finish_reason"] == "length" for record in records),
-        "prompt_tokens": sum(record["prompt_tokens"] for record in records),
-        "completion_tokens": sum(record["completion_tokens"] for record in records),
-        "answer_seconds": sum(record["seconds"] for record in records),
+        "refused": {
+            f"{record['task_id']}/{record['sample']}": record["result"]
+            for record in records
+            if record["verdict"] == REFUSED
+        },
+        # None where the server refused.
+        "prompt_tokens": sum(record["prompt_tokens"] or 0 for record in records),
+        "completion_tokens": sum(record["completion_tokens"] or 0 for record in records),
+        "answer_seconds": sum(record["seconds"] or 0.0 for record in records),
         "run_seconds": sum(record["run_seconds"] for record in records),
         # Files of earlier versions have none.
         "ran_again": sum(record.get("ran_again", 0) for record in records),
@@ -57,7 +64,7 @@ def _learning(records: Sequence[Record]) -> dict[str, Any] | None:
     """What was learned and spent; None of servers that don't learn. Means are over chunks."""
     reports = [record["ttt"] for record in records if record["ttt"] is not None]
     costs = [report["cost"] for report in reports]
-    chunks = sum(cost["chunks"] for cost in costs)
+    chunks = sum(cost["chunks"] or 0 for cost in costs)
     if not chunks:
         return None
     every = [chunk for report in reports for chunk in report["chunks"]]
@@ -70,10 +77,17 @@ def _learning(records: Sequence[Record]) -> dict[str, Any] | None:
         "answers_with_updates": sum(
             any(chunk["action"] != "SKIP" for chunk in report["chunks"]) for report in reports
         ),
-        "nominal": sum(cost["nominal"] * cost["chunks"] for cost in costs) / chunks,
-        "measured": sum(cost["measured"] * cost["chunks"] for cost in costs) / chunks,
-        "seconds": sum(cost["seconds"] for cost in costs),
+        "nominal": _per_chunk(costs, "nominal"),
+        "measured": _per_chunk(costs, "measured"),
+        "seconds": sum(cost["seconds"] or 0.0 for cost in costs),
     }
+
+
+def _per_chunk(costs: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    """The mean over chunks; a server's cost that was no number is None, and doesn't count."""
+    known = [cost for cost in costs if cost[name] is not None and cost["chunks"]]
+    chunks = sum(cost["chunks"] for cost in known)
+    return sum(cost[name] * cost["chunks"] for cost in known) / chunks if chunks else None
 
 
 def table(found: dict[str, Any], checks_are: str | None) -> str:
@@ -92,6 +106,12 @@ def table(found: dict[str, Any], checks_are: str | None) -> str:
         rows.append([f"{checks_are} passed", _share(passed / of), f"{passed} of {of}"])
     lines = [_asked(found), markdown([found["kind"], "mean", "95% interval"], rows)]
     lines.append(_spent(found))
+    if found["refused"]:
+        name, reason = next(iter(found["refused"].items()))
+        lines.append(
+            f"Refused by the server, and not passed: {len(found['refused'])} answers; the first, "
+            f"{name}: {reason}."
+        )
     learning = found["learning"]
     if learning is not None:
         lines.append(_learned(learning, found["answers"]))
@@ -133,9 +153,13 @@ def _learned(learning: dict[str, Any], answers: int) -> str:
         f"Learning: gate {', '.join(learning['gates'])}, chunks of "
         f"{', '.join(map(str, learning['chunk_sizes']))} tokens. {learning['chunks']} chunks "
         f"({actions}; {reasons}); {learning['answers_with_updates']} of {answers} answers after or "
-        f"with an update. Cost per chunk, × forward: nominal {learning['nominal']:.2f}, measured "
-        f"{learning['measured']:.2f}; {learning['seconds']:.1f} s."
+        f"with an update. Cost per chunk, × forward: nominal {_times(learning['nominal'])}, "
+        f"measured {_times(learning['measured'])}; {learning['seconds']:.1f} s."
     )
+
+
+def _times(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
 
 
 def _share(value: float) -> str:

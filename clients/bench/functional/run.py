@@ -195,6 +195,6 @@ def _digest(client: Client, asking: Asking) -> str | None:
 
 def _go_on(reason: str, results: ResultFile, total: int) -> str:
     return (
-        f"{reason}. {len(results.records)} of {total} answers are in {results.path}; run the same "
-        "command again to go on"
+        f"{reason}. {len(results.records)} of {total} answers are in {results.path}; "
+        f"{results.how_to_go_on()}"
     )

@@ -103,7 +103,7 @@ def mutated_solution(problem: Problem) -> str:
         InvalidRequestError: the solution is no program, or lacks its functions.
     """
     try:
-        program = mutate(problem.program(problem.solution), problem.mutated)
+        program = mutate(problem.head + problem.solution, problem.mutated)
     except (ValueError, SyntaxError) as error:
         raise InvalidRequestError(
             "--self-test", f"{problem.task_id}: the solution can't be mutated: {error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
 import socket
 import threading
@@ -14,23 +15,27 @@ from pathlib import Path
 import pytest
 
 from clients.sandbox import Limits, Outcome, Sandbox, Verdict
+from tests.clients.sandbox.parallel import run_many
 
 QUICK = Limits(wall_seconds=5.0, cpu_seconds=2.0)
 WRONG = "def add(a, b):\n    return 0\n"
 CHECK = "assert add(1, 2) == 3\n"
 
 
+def depth(process: Path) -> int:
+    """How many namespaces of processes one is in, each inside the other; 0 where it has ended."""
+    try:
+        lines = (process / "status").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return 0
+    return next((len(line.split()) - 1 for line in lines if line.startswith("NSpid:")), 0)
+
+
 def descendants() -> set[str]:
-    """Ids of all processes of the machine that run a runner of ours."""
-    found = set()
-    for path in Path("/proc").iterdir():
-        try:
-            line = (path / "cmdline").read_bytes() if path.name.isdigit() else b""
-        except OSError:  # it has ended
-            continue
-        if b"/runner.py" in line and b"bwrap" not in line.split(b"\0")[0]:
-            found.add(path.name)
-    return found
+    """Ids of all processes in sandboxes, whatever they run."""
+    ours = depth(Path("/proc/self"))
+    found = (path for path in Path("/proc").iterdir() if path.name.isdigit())
+    return {path.name for path in found if depth(path) > ours}
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +92,7 @@ def test_limit_of_processes_counts_each_run_apart(sandbox: Sandbox) -> None:
         "        time.sleep(20)\n"
         "time.sleep(0.5)\n"
     )
-    outcomes = sandbox.run_many([program] * 6, Limits(processes=8), workers=6)
+    outcomes = run_many(sandbox, [(program, None)] * 6, Limits(processes=8), workers=6)
     assert [outcome.verdict for outcome in outcomes] == [Verdict.PASSED] * 6
 
 
@@ -116,6 +121,40 @@ def test_memory_bomb_of_many_processes_is_out_of_memory(sandbox: Sandbox) -> Non
     outcome = sandbox.run(program, Limits(memory_bytes=256 << 20))
     assert outcome.verdict is Verdict.OUT_OF_MEMORY
     assert "256 MB" in outcome.detail
+
+
+def test_memory_that_belongs_to_no_process_is_denied(sandbox: Sandbox) -> None:
+    program = (
+        "import os\n"
+        "held = [os.memfd_create(str(n)) for n in range(10)]\n"
+        "for one in held:\n"
+        "    os.write(one, bytes(15 << 20))\n"
+    )
+    blocked(sandbox.run(program, Limits(memory_bytes=100 << 20)), "PermissionError")
+    calls = {"x86_64": (319, 447, 29), "aarch64": (279, 447, 194)}[platform.machine()]
+    child = (
+        "import ctypes\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        f"for call in {calls}:\n"
+        "    print(libc.syscall(call, 0, 1 << 20, 0o1600), ctypes.get_errno())\n"
+    )
+    program = (
+        f"import subprocess, sys\nsubprocess.run([sys.executable, '-I', '-S', '-c', {child!r}])\n"
+    )
+    assert sandbox.run(program, QUICK).stdout == "-1 1\n" * 3
+
+
+def test_process_may_have_any_name(sandbox: Sandbox) -> None:
+    """It stands in what the limits of memory and time are told from."""
+    program = (
+        "import os\n"
+        "os.symlink('/bin/sleep', b'/tmp/\\xff')\n"
+        "if os.fork() == 0:\n"
+        "    os.execv(b'/tmp/\\xff', ['sleep', '9'])\n"
+        "os.wait()\n"
+    )
+    outcome = sandbox.run(program, Limits(wall_seconds=0.6))
+    assert outcome.verdict is Verdict.TIMED_OUT
 
 
 def test_forks_share_memory_without_being_charged_twice(sandbox: Sandbox) -> None:

@@ -17,6 +17,7 @@ from clients.bench.functional.run import KEY_FIELDS, METRICS
 from clients.results import Header
 from clients.sandbox import Limits, Outcome, Sandbox, Verdict
 from clients.sandbox.turns import Turns
+from tests.clients.sandbox.parallel import run_many
 
 SETTINGS = {
     "part": None, "temperature": 0, "session": None, "problems": 1, "samples": 1, "source": "s",
@@ -92,7 +93,7 @@ def test_second_run_counts_and_is_told() -> None:
 def test_second_run_has_none_beside_it() -> None:
     outcomes = {str(n): [timed_out(0.1), PASSED] if n % 3 == 0 else [PASSED] for n in range(12)}
     sandbox = Scripted(outcomes, seconds=0.03)
-    found = sandbox.run_many([*outcomes], LIMITS, workers=4)
+    found = run_many(sandbox, [(program, None) for program in outcomes], LIMITS, workers=4)
     assert all(outcome.passed for outcome in found)
     assert [outcome.ran_again for outcome in found] == [n % 3 == 0 for n in range(12)]
     assert all(sandbox.beside[str(n)][1] == 0 for n in range(0, 12, 3))

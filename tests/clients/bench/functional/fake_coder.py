@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,10 @@ class FakeCoder:
         refusals: statuses for the first requests for an answer.
         sessions: names, with a digest each; None of servers that have none.
         learns: report what was learned.
+        refuses: task_ids whose prompts are too long for it.
+        answers: by task_id, code that a chat answer has instead of a solution.
+        alter: changes an answer before it is sent.
+        stuck: sessions can't be deleted.
     """
 
     suite: Suite
@@ -43,6 +47,10 @@ class FakeCoder:
     refusals: list[httpx.Response] = field(default_factory=list)
     sessions: dict[str, str] | None = None
     learns: bool = True
+    refuses: Collection[str] = ()
+    answers: Mapping[str, str] = field(default_factory=dict)
+    alter: Callable[[dict[str, Any]], None] = lambda reply: None
+    stuck: bool = False
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     running: int = 0
     most_running: int = 0
@@ -74,6 +82,9 @@ class FakeCoder:
         if len(self.asked) == self.cut_at:
             raise Cut
         problem, chat = self._problem(body)
+        if problem.task_id in self.refuses:
+            message = "the prompt is longer than the maximum context length"
+            return httpx.Response(400, json={"error": {"message": message}})
         self.asked.append((problem.task_id, body))
         self.running += 1
         self.most_running = max(self.running, self.most_running)
@@ -83,7 +94,11 @@ class FakeCoder:
         if ttt is not None and "session" in ttt:
             assert self.sessions is not None
             assert ttt["session"] in self.sessions
-        return httpx.Response(200, json=self._reply(problem, chat, body))
+        reply = self._reply(problem, chat, body)
+        self.alter(reply)
+        # Not by httpx, which refuses NaN, as not all servers do.
+        headers = {"Content-Type": "application/json"}
+        return httpx.Response(200, content=json.dumps(reply), headers=headers)
 
     def _problem(self, body: dict[str, Any]) -> tuple[Problem, bool]:
         if "messages" in body:
@@ -99,7 +114,7 @@ class FakeCoder:
             text = text.partition("\n\ndef _another")[0] + "\n"
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
         if chat:
-            code = problem.program(text)
+            code = self.answers.get(problem.task_id, problem.program(text))
             choice["message"] = {"role": "assistant", "content": f"So:\n```python\n{code}```\n"}
         else:
             choice |= {"text": text, "logprobs": None}
@@ -119,6 +134,8 @@ class FakeCoder:
             self.sessions[copy] = self.sessions[name]
             self.log.append("fork")
             return httpx.Response(201, json={"id": copy})
+        if request.method == "DELETE" and self.stuck:
+            return httpx.Response(500, json={"error": {"message": "the disk is full"}})
         if request.method == "DELETE":
             del self.sessions[name]
             self.log.append("delete")

@@ -23,6 +23,15 @@ CODE = "def f():\n    return 1\n"
         # no fence at all
         CODE,
         f"1. So:\n   ```python\n{CODE}   ```\n",
+        # indented with its fence, as in a list's item
+        "1. So:\n   ```python\n   def f():\n       return 1\n   ```\n2. Done.",
+        "- So:\n\n\t```python\n\tdef f():\n\t    return 1\n\n\t```\n",
+        # line ends of another system
+        f"So:\n```python\n{CODE}```\nIt returns 1.".replace("\n", "\r\n"),
+        CODE.replace("\n", "\r\n"),
+        # the end of a sentence
+        f"The code is\n```python\n{CODE}```.\nIt returns 1.",
+        f"(So:\n```python\n{CODE}```)\nIt returns 1.",
     ],
 )
 def test_first_fenced_block_is_the_program(answer: str) -> None:
@@ -33,6 +42,11 @@ def test_first_fenced_block_is_the_program(answer: str) -> None:
 def test_longer_fence_may_hold_a_shorter_one() -> None:
     inner = 'def f():\n    """\n    ```\n    f()\n    ```\n    """\n    return 1\n'
     assert fenced_block(f"````python\n{inner}````") == inner
+
+
+def test_fence_with_a_language_closes_nothing() -> None:
+    inner = 'def f():\n    """\n    ```python\n    f()\n    """\n    return 1\n'
+    assert fenced_block(f"```\n{inner}```") == inner
 
 
 def test_inline_code_is_no_fence() -> None:

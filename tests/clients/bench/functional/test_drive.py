@@ -20,7 +20,7 @@ from clients.bench.functional.forgetting import humaneval_in_session
 from clients.bench.functional.humaneval import load_humaneval
 from clients.bench.functional.run import KEY_FIELDS, METRICS
 from clients.results import Header, ResultFile, read_results
-from clients.sandbox import Limits, Outcome
+from clients.sandbox import Limits, Outcome, SandboxError
 from ponderttt.errors import InvalidRequestError, PonderError
 from tests.clients.bench.functional.fake_coder import FakeCoder, FakeSandbox
 
@@ -70,6 +70,28 @@ def test_answers_that_came_before_an_interruption_are_judged_and_kept(tmp_path: 
     _, records = read_results(tmp_path / "r.jsonl")
     assert sorted(record["task_id"] for record in records) == ["HumanEval/0", "HumanEval/1"]
     assert len(server.asked) == 2
+
+
+def test_sandbox_that_breaks_ends_the_run_and_judges_nothing(tmp_path: Path) -> None:
+    suite = load_humaneval(None).only(None, 3)
+    server = FakeCoder(suite)
+
+    class Broken(FakeSandbox):
+        def run(self, *_: Any, **__: Any) -> Outcome:
+            raise SandboxError("the sandbox ended before the program began")
+
+    async def run(results: ResultFile) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            async with AsyncClient("http://here", transport=server.transport) as client:
+                drive = Drive(
+                    client, suite, ASKING, Broken(), Limits(), pool, results, lambda r: None
+                )
+                await drive.run(units(suite, 1), 1)
+
+    with ResultFile.open(tmp_path / "r.jsonl", HEADER) as results:
+        with pytest.raises(SandboxError, match="before the program began"):
+            asyncio.run(run(results))
+        assert results.records == []
 
 
 def test_full_disk_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

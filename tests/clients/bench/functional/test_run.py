@@ -298,6 +298,8 @@ def test_two_runs_compare_by_problem(run: Run, suite: Suite, tmp_path: Path) -> 
         (httpx.Response(400, json={"error": {"message": "ttt: unknown"}}), "400: ttt: unknown"),
         (httpx.Response(200, text="<html>hello</html>"), "OpenAI-compatible endpoint"),
         (httpx.Response(200, json={"choices": []}), "choices"),
+        (httpx.Response(200, json={"choices": [{"message": {"content": 5}}]}), "'content'"),
+        (httpx.Response(200, json={"choices": [{"message": {"content": [5]}}]}), "'content'"),
     ],
 )
 def test_failing_endpoint_is_named_and_finished_work_stays(
@@ -320,6 +322,94 @@ def test_failing_endpoint_is_named_and_finished_work_stays(
     assert "run the same command again" in str(result.exception)
     assert len((tmp_path / "f-samples.jsonl").read_text().splitlines()) == 3
     assert run(FakeCoder(suite), *shared, output="f.jsonl").exit_code == 0
+
+
+@pytest.mark.parametrize("refused", ["HumanEval/0", "HumanEval/3", "HumanEval/7"])
+def test_problem_that_the_server_refuses_is_not_passed_and_blocks_no_run(
+    run: Run, suite: Suite, tmp_path: Path, refused: str
+) -> None:
+    out = tmp_path / "out.json"
+    server = FakeCoder(suite, WRONG, refuses=[refused])
+    result = run(server, "--concurrency", "1", "--json", str(out))
+    assert result.exit_code == 0, result.output
+    by_task = {record["task_id"]: record for record in timeless(tmp_path / "r.jsonl")}
+    assert len(by_task) == 8
+    record = by_task[refused]
+    assert (record["passed"], record["verdict"]) == (False, "refused")
+    assert "400: the prompt is longer than the maximum context length" in record["result"]
+    assert "Refused by the server, and not passed: 1 answers" in result.output
+    found = json.loads(out.read_text())
+    assert (found["answers"], found["passed"], found["verdicts"]["refused"]) == (8, 4, 1)
+    assert list(found["refused"]) == [f"{refused}/0"]
+    assert len((tmp_path / "r-samples.jsonl").read_text().splitlines()) == 8
+    again = FakeCoder(suite, WRONG)
+    assert run(again, "--concurrency", "1").exit_code == 0
+    assert again.asked == []
+
+
+def test_last_problem_left_is_refused_without_blocking(
+    run: Run, suite: Suite, tmp_path: Path
+) -> None:
+    with pytest.raises(Cut):
+        run(FakeCoder(suite, cut_at=7), "--concurrency", "1")
+    result = run(FakeCoder(suite, refuses=["HumanEval/7"]), "--concurrency", "1")
+    assert result.exit_code == 0, result.output
+    assert timeless(tmp_path / "r.jsonl")[7]["verdict"] == "refused"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--problems", "0,1"], ["--concurrency", "1"]])
+def test_server_that_refuses_everything_ends_the_run_and_nothing_is_kept(
+    run: Run, suite: Suite, tmp_path: Path, arguments: list[str]
+) -> None:
+    names = [problem.task_id for problem in suite.problems]
+    error = run(FakeCoder(suite, refuses=names), *arguments).exception
+    assert isinstance(error, PonderError)
+    assert "400: the prompt is longer" in str(error)
+    assert "0 of" in str(error)
+    server = FakeCoder(suite)
+    assert run(server, *arguments).exit_code == 0
+    assert len(server.asked) == (2 if "--problems" in arguments else 8)
+
+
+def test_content_may_come_in_parts(run: Run, suite: Suite, tmp_path: Path) -> None:
+    def alter(reply: dict[str, Any]) -> None:
+        message = reply["choices"][0]["message"]
+        text = message["content"]
+        message["content"] = [
+            {"type": "text", "text": text[:20]},
+            {"type": "reasoning", "summary": "no"},
+            {"type": "text", "text": text[20:]},
+        ]
+
+    result = run(FakeCoder(suite, WRONG, alter=alter))
+    assert result.exit_code == 0, result.output
+    assert [r["passed"] for r in timeless(tmp_path / "r.jsonl")] == [
+        problem.task_id not in WRONG for problem in suite.problems
+    ]
+
+
+def test_numbers_that_are_none_are_left_out(run: Run, suite: Suite, tmp_path: Path) -> None:
+    def alter(reply: dict[str, Any]) -> None:
+        reply["ttt"]["cost"] |= {"measured": float("nan"), "seconds": float("inf")}
+        reply["ttt"]["chunks"][0]["loss_before"] = float("-inf")
+
+    result = run(FakeCoder(suite, alter=alter), "--gate", "fixed")
+    assert result.exit_code == 0, result.output
+    record = timeless(tmp_path / "r.jsonl")[0]
+    assert (record["nominal"], record["measured"]) == (2.0, None)
+    assert record["ttt"]["cost"]["measured"] is None
+    assert record["ttt"]["chunks"][0]["loss_before"] is None
+    assert "nominal 2.00, measured unknown; 0.0 s" in result.output
+
+
+def test_copy_that_can_not_be_deleted_costs_no_answer(
+    run: Run, suite: Suite, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = FakeCoder(suite, sessions={"mine": "abc"}, stuck=True)
+    result = run(server, "--session", "mine", "--gate", "policy")
+    assert result.exit_code == 0, result.output
+    assert len(server.asked) == 8
+    assert "is left on the server: 500: the disk is full" in caplog.text
 
 
 def _again(response: httpx.Response) -> httpx.Response:

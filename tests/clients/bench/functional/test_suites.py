@@ -77,6 +77,10 @@ def test_mbpp_base_prompt_shows_three_solved_problems(tmp_path: Path) -> None:
     checks = suite.problems[0].checks["tests"]
     assert checks.index("chain = Node") < checks.index("assert joined(chain)")
     assert "from math import isclose" in suite.problems[1].checks["tests"]
+    # The program sees both: imports before it, and set-up code, which may use it, after it.
+    program = suite.problems[0].program("X")
+    assert program == "X\nchain = Node(1, Node(2))\n"
+    assert suite.problems[1].program("X") == "from math import isclose\nX"
     # Helpers stay as they are when the solution is mutated.
     assert suite.problems[0].mutated == {"joined"}
 
@@ -105,6 +109,13 @@ def test_classeval_asks_for_the_class_in_one_go(tmp_path: Path) -> None:
     assert problem.mutated == {"add", "most"}
 
 
+#: In HumanEval's schema.
+FUNCTION: dict[str, Any] = {
+    "task_id": "a", "prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    pass\n",
+    "test": "def check(candidate):\n    assert candidate() is None\n",
+}  # fmt: skip
+
+
 def without(record: dict[str, Any], *names: str, **changes: Any) -> dict[str, Any]:
     """A record that lacks fields, or has others."""
     return {name: value for name, value in record.items() if name not in names} | changes
@@ -121,7 +132,24 @@ def without(record: dict[str, Any], *names: str, **changes: Any) -> dict[str, An
         (load_own_mbpp, without(MBPP[3], test_list="assert 1"), 'test_list is "assert 1", not a l'),
         (load_own_mbpp, without(MBPP[3], test_list=[1]), "test_list is [1], not a list of strings"),
         (load_own_mbpp, without(MBPP[3], code=5), "code is 5, not a string"),
-        (load_own_mbpp, without(MBPP[3], code="def f(:"), "code or test_list is no Python"),
+        (load_own_mbpp, without(MBPP[3], code="def f(:"), "(task_id 11): code is no Python"),
+        (
+            load_own_mbpp,
+            without(MBPP[3], test_list=["assert 1", "assert ("]),
+            "record 4 (task_id 11): test_list is no Python",
+        ),
+        (load_own_mbpp, without(MBPP[3], test_list=["return"]), "test_list is no Python: 'return'"),
+        (load_own_mbpp, without(MBPP[3], test_setup_code="x ="), "test_setup_code is no Python"),
+        (load_own_mbpp, without(MBPP[3], test_imports=["import"]), "test_imports is no Python"),
+        (load_classeval, without(CLASSEVAL[0], test="class A("), "(task_id Own_0): test is no Pyt"),
+        (
+            load_classeval,
+            without(CLASSEVAL[0], import_statement=["from x"]),
+            "import_statement is no Python",
+        ),
+        (load_humaneval, without(FUNCTION, test="def check("), "(task_id a): test is no Python"),
+        (load_humaneval, without(FUNCTION, test="\0"), "(task_id a): test is no Python"),
+        (load_humaneval, without(FUNCTION, entry_point="1f"), "entry_point is no Python"),
         (load_own_mbpp, without(MBPP[3], task_id=True), "task_id is true, not a name or a number"),
         (load_own_mbpp, without(MBPP[3], task_id=12), "task_id '12' twice"),
         (load_own_mbpp, ["a"], "record 4 is no JSON object"),
