@@ -110,6 +110,12 @@ def adapt(
     base_url: Annotated[
         str, typer.Option(help="Where the server is.", envvar="PONDERTTT_BASE_URL")
     ] = "http://127.0.0.1:8000",
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the server's key.", envvar="PONDERTTT_API_KEY_FILE", dir_okay=False
+        ),
+    ] = None,
     gate: Annotated[
         Literal["policy", "threshold", "random", "fixed", "off"] | None,
         typer.Option(
@@ -164,6 +170,7 @@ def adapt(
     from rich.console import Console
 
     from clients.api import Client
+    from clients.keys import read_key
 
     options = {
         "gate": gate, "action": action, "budget": budget,
@@ -174,9 +181,10 @@ def adapt(
     # Before the work whose result it would lose.
     if json_file is not None and not os.access(json_file.absolute().parent, os.W_OK):
         raise InvalidRequestError("--json", f"{json_file.parent} is no directory to write to")
+    api_key = read_key(api_key_file)
     files, skipped = _find(path, max_file_bytes, console)
     tally, begun = Tally(), time.monotonic()
-    with Client(base_url, learning_timeout=timeout) as client:
+    with Client(base_url, learning_timeout=timeout, api_key=api_key) as client:
         if client.session(session) is None:
             client.create_session(session)
             console.print(f"made session {session}")
@@ -231,6 +239,8 @@ def _teach(
         TimeRemainingColumn,
     )
 
+    from clients.events import progress_of
+
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -249,8 +259,8 @@ def _teach(
                     tally.add_report(event)
                     continue
                 tally.add_chunk(event)
-                done, total = event["progress"]
-                at = behind + size * done / total
+                told = progress_of(event)
+                at = behind + size * told[0] / max(told[1], 1) if told is not None else None
                 progress.update(task, completed=at, status=_status(tally))
             behind += size
             progress.update(task, completed=behind)

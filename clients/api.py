@@ -102,8 +102,8 @@ class Client:
             try:
                 found = read(self._json(Call("GET", path)))
             except ServerError as error:
-                # Others have no such route, or a page of their own there.
-                if error.status == 0:
+                # A server that is only busy has the same version as ever.
+                if not wire.lacks_route(error):
                     raise
                 continue
             if found is not None:

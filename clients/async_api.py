@@ -71,8 +71,8 @@ class AsyncClient:
             try:
                 found = read(await self._json(Call("GET", path)))
             except ServerError as error:
-                # Others have no such route, or a page of their own there.
-                if error.status == 0:
+                # A server that is only busy has the same version as ever.
+                if not wire.lacks_route(error):
                     raise
                 continue
             if found is not None:

@@ -110,8 +110,8 @@ class Patience:
 
     def note(self, event: Mapping[str, Any]) -> None:
         """An event has come, and whoever asked for it is done with it."""
-        progress = event.get("progress")
-        if isinstance(progress, list) and len(progress) == 2:
+        progress = progress_of(event)
+        if progress is not None:
             done, total = progress
             # One that grows as fast as what is done is never reached.
             self._total = total if self._total is None else self._total
@@ -132,6 +132,14 @@ class Patience:
                 f"{self.base_url} sent nothing new for {self.seconds:g} s in the middle of its "
                 "answer; it may be busy: wait, or allow more time",
             )
+
+
+def progress_of(event: Mapping[str, Any]) -> tuple[float, float] | None:
+    """What is done and of how much; None where the event doesn't say it in two numbers."""
+    match event.get("progress"):
+        case [int() | float() as done, int() | float() as total]:
+            return done, total
+    return None
 
 
 def _event(text: str) -> dict[str, Any]:

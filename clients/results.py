@@ -16,6 +16,7 @@ import os
 import secrets
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,7 +101,13 @@ class ResultFile:
     """
 
     def __init__(
-        self, path: Path, header: Header, records: list[Record], stream: IO[bytes], lock: FileLock
+        self,
+        path: Path,
+        header: Header,
+        records: list[Record],
+        stream: IO[bytes],
+        lock: FileLock,
+        fresh: bool,
     ) -> None:
         self.path = path
         self.header = header
@@ -108,6 +115,7 @@ class ResultFile:
         self.resumed = len(records)
         self._stream = stream
         self._lock = lock
+        self._fresh = fresh
         self._threads = threading.Lock()
         self.done: set[Key] = {self.key(record) for record in records}
 
@@ -142,7 +150,7 @@ class ResultFile:
             stream = path.open("r+b" if path.exists() else "w+b")
             stream.truncate(size)
             stream.seek(size)
-            opened = cls(path, kept or header, records, stream, lock)
+            opened = cls(path, kept or header, records, stream, lock, fresh)
             if kept is None:
                 opened._write(header.as_dict())
         except OSError as error:
@@ -175,6 +183,11 @@ class ResultFile:
             self.records.append(dict(record))
             self.done.add(self.key(record))
 
+    def how_to_go_on(self) -> str:
+        """For the message of a run that ends too early."""
+        # With it, the same command would throw away what this run has done.
+        return f"run the same command again{' without --fresh' if self._fresh else ''} to go on"
+
     def _write(self, line: Mapping[str, Any]) -> None:
         raw = json.dumps(line, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
         try:
@@ -186,8 +199,12 @@ class ResultFile:
 
     def close(self) -> None:
         """Close the file and let others have it."""
-        self._stream.close()
-        self._lock.release()
+        try:
+            # Whole records are on disk; only one whose `append` has failed can be left to write.
+            with suppress(OSError):
+                self._stream.close()
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -253,7 +270,8 @@ def _object(path: Path, number: int, line: bytes) -> Record:
     if not isinstance(record, dict):
         raise PonderError(
             f"{path}, line {number}: no JSON object; mend or remove the line (its unit of work is "
-            "then done again)"
+            "then done again; in `bench repo`, where what follows in an arm that learns depends on "
+            "it, remove the later lines of the same repository and arm, too)"
         )
     return record
 

@@ -28,6 +28,8 @@ from ponderttt.errors import InvalidRequestError, PonderError
 
 #: The server takes no request now, but may later; it has done nothing.
 RETRYABLE = (429, 503)
+#: Seconds; no server is given more time until it is asked again, whatever it asks for.
+LONGEST_WAIT = 60.0
 _SNIPPET = 200
 
 
@@ -62,6 +64,18 @@ class AnswerError(ServerError):
     """The answer is no JSON, or lacks a field."""
 
 
+# Others are passing: Request Timeout, Too Early and Too Many Requests.
+_PASSING = (408, 425, 429)
+
+
+def lacks_route(error: ServerError) -> bool:
+    """Whether the endpoint has no such route: it says so, keeps it from us, or has a page there.
+
+    Not where it is unreachable, busy or failing: then the same request may be answered later.
+    """
+    return (200 <= error.status < 500 and error.status not in _PASSING) or error.status == 501
+
+
 @dataclass(frozen=True, slots=True)
 class Backoff:
     """When to ask again after 429 and 503.
@@ -79,7 +93,7 @@ class Backoff:
 
     retries: int = 10
     first: float = 0.5
-    longest: float = 60.0
+    longest: float = LONGEST_WAIT
     draw: random.Random = field(default_factory=random.Random)
 
     def again(self, response: httpx.Response, attempt: int) -> float | None:
@@ -117,8 +131,15 @@ def _seconds_until(date: str) -> float:
 
 
 def public_url(base_url: str) -> str:
-    """A server's address as it may be shown and stored: without `/v1`, user and password."""
-    url = httpx.URL(base_url.rstrip("/").removesuffix("/v1"))
+    """A server's address as it may be shown and stored: without `/v1`, user and password.
+
+    Raises:
+        UnreachableError: it is no address.
+    """
+    try:
+        url = httpx.URL(base_url.rstrip("/").removesuffix("/v1"))
+    except httpx.InvalidURL as error:
+        raise unreachable(re.sub(r"//.*@", "//", base_url), error) from error
     return str(url.copy_with(username=None, password=None)) if url.userinfo else str(url)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -96,6 +96,16 @@ def compared(
     from clients.bench.statistics import CONFIDENCE
 
     names = _short_names(files)
+    kind = results[0][0].kind
+    load: dict[str, dict[str, Any]] = {}
+    if kind == "load":
+        from clients.load.summary import Bounds, current, summarise
+
+        results = [(header, current(records)) for header, records in results]
+        load = {
+            name: summarise(records, Bounds())
+            for name, (_, records) in zip(names, results, strict=True)
+        }
     sides = [
         column
         for name, (header, records) in zip(names, results, strict=True)
@@ -113,7 +123,7 @@ def compared(
         raise InvalidRequestError("--base", f"no column {base!r}; give one of {titles}")
     first = first or sides[0]
     return {
-        "kind": results[0][0].kind,
+        "kind": kind,
         "base": first.title,
         "confidence": CONFIDENCE,
         "better": {metric: known[metric] for metric in wanted or known},
@@ -122,7 +132,7 @@ def compared(
             column.title: {metric: _cell(column, first, metric, seed) for metric in wanted or known}
             for column in sides
         },
-    }
+    } | ({"load": load} if load else {})
 
 
 def differing(names: Sequence[str], headers: Sequence[Header]) -> dict[str, dict[str, Any]]:
@@ -189,6 +199,11 @@ def comparison_text(found: dict[str, Any]) -> str:
         f"After the mean: paired difference to `{found['base']}` with its "
         f"{found['confidence']:.0%} interval ({INTERVALS}), over the n units that both have.",
     ]
+    if "load" in found:
+        parts.append(
+            "All requests of each file, also those that the others have not, but for the warm-up; "
+            "times of answers alone:\n\n" + _load_table(found["load"])
+        )
     if found["differing"]:
         heads = ["setting", *next(iter(found["differing"].values()))]
         lines = [
@@ -198,6 +213,38 @@ def comparison_text(found: dict[str, Any]) -> str:
     else:
         parts.append("All settings are the same.")
     return "\n\n".join(parts)
+
+
+def _load_table(load: Mapping[str, Mapping[str, Any]]) -> str:
+    """What each load came to as a whole: a server that rejects much may be quick with the rest."""
+    from clients.bench.pairing import markdown, show
+
+    def spread(figures: Mapping[str, Any], name: str) -> str:
+        values = figures[name] or {}
+        return " / ".join(show(values.get(p), name) for p in ("p50", "p90", "p99"))
+
+    def goodput(figures: Mapping[str, Any]) -> str:
+        found = figures["goodput"]
+        share = f" ({found['share']:.1%})" if found["share"] is not None else ""
+        return show(found["per_second"], "per_second") + share
+
+    rows: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "requests": lambda figures: str(figures["requests"]),
+        "ok / rejected / timed out / failed": lambda figures: " / ".join(
+            str(figures[name]) for name in ("ok", "rejected", "timeout", "failed")
+        ),
+        "answers per second": lambda figures: show(figures["answers_per_second"], "per_second"),
+        "output tokens per second": lambda figures: show(
+            figures["completion_tokens_per_second"], "per_second"
+        ),
+        "ttft, p50 / p90 / p99": lambda figures: spread(figures, "ttft"),
+        "seconds, p50 / p90 / p99": lambda figures: spread(figures, "seconds"),
+        "goodput per second, under no bound (of requests)": goodput,
+    }
+    return markdown(
+        ["load", *load],
+        [[name, *(cell(figures) for figures in load.values())] for name, cell in rows.items()],
+    )
 
 
 def _short(value: Any) -> str:

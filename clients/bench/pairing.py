@@ -58,7 +58,7 @@ class Column:
 
 
 def columns(header: Header, records: Sequence[Record], prefix: str = "") -> list[Column]:
-    """One column per arm, in the file's order.
+    """One column per arm, in the file's order, without what was done to warm up.
 
     Args:
         header: of the file.
@@ -68,7 +68,8 @@ def columns(header: Header, records: Sequence[Record], prefix: str = "") -> list
     fields = tuple(name for name in header.key_fields if name not in _NOT_UNIT)
     by_arm: dict[str | None, list[Record]] = defaultdict(list)
     for record in records:
-        by_arm[record.get("arm")].append(record)
+        if not record.get("warmup"):
+            by_arm[record.get("arm")].append(record)
     return [
         Column(" ".join(filter(None, (prefix, arm))) or header.kind, each, fields)
         for arm, each in by_arm.items()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -61,20 +62,21 @@ def repo(
     arm: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to compare with off: stuffed, adapt, random, fixed; may be repeated. "
-            "Default: all."
+            help="What to compare with off: stuffed, adapt, random, fixed, or nothing but off; may "
+            "be repeated. Default: all."
         ),
     ] = None,
     match: Annotated[
         Literal["rate", "time", "both"],
         typer.Option(
             help="What arms random and fixed share with the one they follow: the share of chunks "
-            "updated, or the measured cost. random stays about 3 points below the share, since the "
-            "server refuses draws beyond the budget; fixed updates first and skips later, not "
-            "evenly.",
+            "updated (rate), the measured cost, that is wall time (time), or one of each (both): "
+            "at an equal rate they get less compute where the other takes UPDATE_2 or UPDATE_4. "
+            "random stays about 3 points below the share, since the server refuses draws beyond "
+            "the budget; fixed updates first and skips later, not evenly.",
             envvar="PONDERTTT_REPO_MATCH",
         ),
-    ] = "rate",
+    ] = "both",
     files: Annotated[int, typer.Option(min=1, help="Files to hide code in, per repository.")] = 4,
     targets: Annotated[int, typer.Option(min=1, help="Pieces to hide per file.")] = 6,
     max_lines: Annotated[int, typer.Option(min=2, help="Lines of a hidden block.")] = 8,
@@ -210,18 +212,20 @@ def _has_sessions(client: Client) -> bool:
 
 def _kinds(wanted: Sequence[str] | None, asking: Asking) -> list[ArmKind]:
     """The arms that this server can run; those that were asked for, it must."""
-    every: tuple[ArmKind, ...] = ("stuffed", "adapt", "random", "fixed")
+    every: tuple[ArmKind, ...] = ("off", "stuffed", "adapt", "random", "fixed")
     for name in wanted or ():
         if name not in every:
             raise InvalidRequestError("--arm", f"no {name!r}; give {', '.join(every)}")
     if asking.has_sessions:
         return [kind for kind in every if kind in (wanted or every)]
-    learning = [kind for kind in wanted or () if kind != "stuffed"]
+    without: tuple[ArmKind, ...] = ("off", "stuffed")
+    learning = [kind for kind in wanted or () if kind not in without]
     if learning:
         raise InvalidRequestError(
-            "--arm", f"this server has no sessions, so no {', '.join(learning)}; give --arm stuffed"
+            "--arm",
+            f"this server has no sessions, so no {', '.join(learning)}; give --arm stuffed, or off",
         )
-    return ["stuffed"]
+    return [kind for kind in without if kind in (wanted or without)]
 
 
 def _context_limit(client: Client, asking: Asking, wanted: int | None) -> int:
@@ -300,26 +304,42 @@ def _run(
 ) -> None:
     from tqdm import tqdm
 
+    from clients.api import ServerError
     from clients.bench.repo_ask import Stuffing
     from clients.bench.repo_run import Runner
 
-    stuffing = Stuffing(client, asking, limit) if limit is not None else None
     total = schedule.units()
-    with tqdm(total=total, initial=results.resumed, unit="step", disable=quiet) as bar:
+
+    def warn(line: str) -> None:
+        tqdm.write(line, file=sys.stderr)
+
+    def go_on(reason: str) -> PonderError:
+        return PonderError(
+            f"{reason}. {_steps(results)} of {total} steps are in {results.path}; "
+            f"{results.how_to_go_on()}"
+        )
+
+    stuffing = Stuffing(client, asking, limit, warn) if limit is not None else None
+    with tqdm(total=total, initial=_steps(results), unit="step", disable=quiet) as bar:
 
         def done(record: Record) -> None:
             bar.set_postfix_str(_score(results.records, record["arm"]), refresh=False)
             bar.set_description(f"{record['repository']} {record['arm']}", refresh=False)
             bar.update()
 
-        warn: Callable[[str], None] = bar.write if not quiet else lambda line: None
         try:
             Runner(client, asking, schedule, results, stuffing, done, warn, exam).run()
         except KeyboardInterrupt:
-            raise PonderError(
-                f"interrupted after {len(results.records)} of {total} steps; run the same command "
-                f"again to go on with {results.path}"
-            ) from None
+            raise go_on("interrupted") from None
+        except ServerError as error:
+            raise go_on(str(error)) from error
+
+
+def _steps(results: ResultFile) -> int:
+    """How many are done."""
+    from clients.bench.repo_run import RETAUGHT
+
+    return sum(record["record"] != RETAUGHT for record in results.records)
 
 
 def _score(records: Sequence[Record], arm: str) -> str:

@@ -15,6 +15,10 @@ it). The server's ledger holds the budget over a request and over any 64 chunks 
   runs. At 0.25 it updates 16 chunks, skips 48, updates 16, and so on.
 
 What an arm has taken in the end stands in the table as its update rate.
+
+The rate counts chunks, whatever was done with them: where the lead takes UPDATE_2 or UPDATE_4, an
+arm that follows its rate, always by UPDATE_1, gets less compute. One that follows its time doesn't,
+but updates on more chunks; so both are run unless `--match` says otherwise.
 """
 
 from __future__ import annotations

@@ -9,13 +9,15 @@ the first time; see `cached_tokens` for what earlier arms have left of it in the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from clients.bench.code_metrics import compare_code, cut
 from clients.bench.repo_plan import left_context
 from clients.bench.repo_targets import Target
+from clients.counting import CHARS_PER_TOKEN, DENSE, count_tokens
 from clients.files import TextFile
 from ponderttt.errors import PonderError
 
@@ -79,7 +81,7 @@ def measure_loss(client: Client, asking: Asking, left: str, text: str, session: 
     A token that reaches from `left` into `text` counts as a whole.
 
     Raises:
-        PonderError: the server doesn't score prompts.
+        PonderError: the server doesn't score prompts, or scored another text.
     """
     answer = client.complete(
         left + text,
@@ -93,6 +95,13 @@ def measure_loss(client: Client, asking: Asking, left: str, text: str, session: 
     if scored is None:
         raise PonderError(
             "the server gave no log-probabilities of the prompt; give --no-loss to do without"
+        )
+    # A server that takes no notice of `echo` scores what it has generated itself.
+    lengths = {len(scored.tokens), len(scored.token_logprobs), len(scored.text_offset)}
+    if answer.text != left + text or len(lengths) > 1:
+        raise PonderError(
+            "the server scored another text than the prompt; it may not know echo with max_tokens "
+            "0: give --no-loss to do without"
         )
     ends = [*scored.text_offset[1:], len(left) + len(text)]
     kept = [
@@ -176,11 +185,14 @@ class Stuffing:
         client: counts tokens.
         asking: how.
         limit: tokens of prompt and answer together.
+        warn: called with what a user should know.
     """
 
     client: Client
     asking: Asking
     limit: int
+    warn: Callable[[str], None]
+    _estimates: bool = False
 
     def prefix(
         self, files: Sequence[TextFile], subject: TextFile, targets: Sequence[Target]
@@ -207,6 +219,12 @@ class Stuffing:
                 tokens = room
             pieces.append(piece)
             room -= tokens
+        if files and not any(pieces):
+            self.warn(
+                f"{subject.path}: no other file fits into a prompt of {self.limit} tokens, so arm "
+                "stuffed asks as off does; give more --stuff-tokens, if the model's context has "
+                "them, or fewer --left-chars"
+            )
         return "".join(reversed(pieces))
 
     def _needed(self, subject: TextFile, target: Target) -> int:
@@ -215,7 +233,17 @@ class Stuffing:
         return max(asked, self._count(left + target.hidden))
 
     def _count(self, text: str) -> int:
-        return len(self.client.tokenize(text))
+        tokens = None if self._estimates else count_tokens(self.client, text)
+        if tokens is not None:
+            return tokens
+        if not self._estimates:
+            self._estimates = True
+            self.warn(
+                "the server has no /tokenize to ask: how much fits into the stuffed prompt is "
+                "estimated by its characters, and less is put there than would fit"
+            )
+        # A prompt that is too long would be refused.
+        return math.ceil(len(text) / (CHARS_PER_TOKEN * DENSE))
 
     def _beginning(self, text: str, room: int) -> str:
         """Whole lines of at most `room` tokens, by halving."""

@@ -76,7 +76,8 @@ class Exam:
             return
         path = self.path(title)
         # What another session, or another model, once answered under this title is of no use.
-        stale = path.exists() and not self._is_of(path, digest)
+        if path.exists() and not self._is_of(path, digest):
+            path.unlink()
         humaneval_in_session(
             self.base_url,
             session,
@@ -87,7 +88,6 @@ class Exam:
             limit=self.problems,
             seed=self.seed,
             timeout=self.timeout,
-            fresh=stale,
             quiet=self.quiet,
         )
         self._note(path)

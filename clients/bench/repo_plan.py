@@ -131,7 +131,11 @@ def resolve(path: str) -> Path:
     if directory.exists():
         raise InvalidRequestError("path", f"{path} is a file; give the directory of a repository")
     if path.isidentifier():
-        spec = importlib.util.find_spec(path)
+        try:
+            spec = importlib.util.find_spec(path)
+        except ValueError:
+            # Of a module that was not imported from anywhere, as `__main__`.
+            spec = None
         if spec is not None and spec.submodule_search_locations:
             return Path(next(iter(spec.submodule_search_locations)))
     raise InvalidRequestError(

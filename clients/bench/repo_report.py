@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -77,15 +78,20 @@ def _differences(column: Column, base: Column | None, seed: int) -> dict[str, An
     return {metric: each.as_dict() if each else None for metric, each in found.items()}
 
 
-def _learning(lessons: Sequence[Record]) -> dict[str, float] | None:
+def _learning(lessons: Sequence[Record]) -> dict[str, Any] | None:
     """What was taught, and at what price; means are over chunks."""
     chunks = sum(lesson["chunks"] for lesson in lessons)
     if not chunks:
         return None
+    actions: Counter[str] = Counter()
+    for lesson in lessons:
+        # Files of earlier versions have none.
+        actions.update(lesson.get("actions", {}))
     return {
         "tokens": sum(lesson["tokens"] for lesson in lessons),
         "learned_tokens": sum(lesson["learned_tokens"] for lesson in lessons),
         "chunks": chunks,
+        "actions": dict(actions),
         "update_rate": sum(lesson["updates"] for lesson in lessons) / chunks,
         "nominal": sum(lesson["nominal"] * lesson["chunks"] for lesson in lessons) / chunks,
         "measured": sum(lesson["measured"] * lesson["chunks"] for lesson in lessons) / chunks,
@@ -132,7 +138,8 @@ def _followers(arms: Collection[str]) -> list[str]:
     return [
         "`random` and `fixed` get what the arm in parentheses has spent; compare their update "
         "rates: `random` loses draws that its budget refuses, and `fixed` updates the first chunks "
-        "of a lesson rather than every so many."
+        "of a lesson rather than every so many. `=rate` follows the share of chunks updated, with "
+        "UPDATE_1 alone; `=time` the measured cost."
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,8 @@ from clients.bench.repo_ask import Asking, Stuffing, ask, measure_loss
 from clients.bench.repo_exam import Exam
 from clients.bench.repo_plan import Plan, Repository
 from clients.files import TextFile
-from clients.results import Record, ResultFile
+from clients.results import Key, Record, ResultFile
+from ponderttt.errors import PonderError
 
 if TYPE_CHECKING:
     from clients.api import Client
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 # Chunks that no gate could have learned.
 _INELIGIBLE = ("short", "seen")
 _BUSY_SECONDS = 60
+#: Kind of the records of sessions that became others when they were taught again; no steps.
+RETAUGHT = "retaught"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,43 +99,66 @@ class Runner:
         """All that is left to do.
 
         Raises:
-            PonderError: the server fails; the same call goes on later.
+            PonderError: the server fails, and the same call goes on later; or the result file lacks
+                a step on which later ones depend.
         """
+        for repository in self.schedule.plan.repositories:
+            for arm in self.schedule.arms:
+                self._check_order(repository, arm)
         if self.exam is not None:
             self.exam.take("off", None)
         for repository in self.schedule.plan.repositories:
             for arm in self.schedule.arms:
                 self._run_arm(repository, arm)
 
+    def _check_order(self, repository: Repository, arm: Arm) -> None:
+        """Refuse a file in which a step is missing before others of the same session.
+
+        Such a step can't be made up for: the session has learned what came after it.
+        """
+        if not arm.learns:
+            return
+        every = list(steps(self.schedule.plan, repository, arm))
+        left = [step.unit for step in every if not self._is_done(repository, arm, step)]
+        if left and left != [step.unit for step in every[-len(left) :]]:
+            raise PonderError(
+                f"{self.results.path} lacks {left[0]!r} of repository {repository.name}, arm "
+                f"{arm.name}, but has later steps of the same session, which can't be undone; "
+                "remove all later lines of this repository and arm as well, then run it again"
+            )
+
+    def _is_done(self, repository: Repository, arm: Arm, step: Step) -> bool:
+        key: Key = (repository.name, arm.name, step.unit)
+        return key in self.results.done
+
     def _run_arm(self, repository: Repository, arm: Arm) -> None:
-        todo = list(steps(self.schedule.plan, repository, arm))
-        keys = [(repository.name, arm.name, step.unit) for step in todo]
-        first = next((i for i, key in enumerate(keys) if key not in self.results.done), len(todo))
+        every = list(steps(self.schedule.plan, repository, arm))
+        left = [step for step in every if not self._is_done(repository, arm, step)]
         session = None
         examined = f"{repository.name}-{arm.name}" if arm.kind == "adapt" else None
         due = examined is not None and self._is_exam_due(repository, arm, examined)
         if arm.learns:
             session = self.schedule.session(repository, arm)
-            if first < len(todo) or due or self.schedule.keep_sessions:
-                taught = [step for step in todo[:first] if isinstance(step, Lesson)]
+            if left or due or self.schedule.keep_sessions:
+                done = every[: len(every) - len(left)]
+                taught = [step for step in done if isinstance(step, Lesson)]
                 self._restore(repository, arm, session, taught)
-        for step in todo[first:]:
+        for step in left:
             record = {"repository": repository.name, "arm": arm.name, "unit": step.unit}
             record |= self._do(repository, arm, step, session)
             self.results.append(record)
             self.done(record)
         if self.exam is not None and examined is not None and due:
-            self.exam.take(examined, session, self._digest(repository, arm))
+            states = self._states(repository, arm)
+            self.exam.take(examined, session, states[-1]["digest"] if states else None)
         if session is not None and not self.schedule.keep_sessions:
             self._forget(session)
 
     def _is_exam_due(self, repository: Repository, arm: Arm, title: str) -> bool:
-        return self.exam is not None and self.exam.is_due(title, self._digest(repository, arm))
-
-    def _digest(self, repository: Repository, arm: Arm) -> str | None:
-        """Of what the arm's session has learned so far."""
-        lessons = self._lessons(repository, arm)
-        return lessons[-1]["digest"] if lessons else None
+        # Finished is finished, also where the session was another one before it was taught again.
+        digests = [state["digest"] for state in self._states(repository, arm)]
+        exam = self.exam
+        return exam is not None and all(exam.is_due(title, digest) for digest in digests)
 
     def _do(
         self, repository: Repository, arm: Arm, step: Step, session: str | None
@@ -157,12 +184,12 @@ class Runner:
                 before = _before(repository, subject.file)
                 self._prefixes[key] = self.stuffing.prefix(before, subject.file, subject.targets)
             stuffing = self._prefixes[key]
-        lessons = self._lessons(repository, arm)
+        lessons, states = self._lessons(repository, arm), self._states(repository, arm)
         return {
             "file": subject.file.path,
             "kind": target.kind,
             "learned_tokens": sum(lesson["learned_tokens"] for lesson in lessons),
-            "version": lessons[-1]["version"] if lessons else 0,
+            "version": states[-1]["version"] if states else 0,
             **ask(self.client, self.asking, subject.file, target, stuffing, session),
         }
 
@@ -191,6 +218,7 @@ class Runner:
             "chunks": len(chunks),
             "eligible": sum(chunk["reason"] not in _INELIGIBLE for chunk in chunks),
             "updates": sum(chunk["action"] != "SKIP" for chunk in chunks),
+            "actions": dict(Counter(chunk["action"] for chunk in chunks)),
             "learned_tokens": sum(_learned(chunk) for chunk in chunks),
             "nominal": report["cost"]["nominal"],
             "measured": report["cost"]["measured"],
@@ -205,10 +233,19 @@ class Runner:
         return adapt_options(arm, followed, self.schedule.chunk_size, self.schedule.seed)
 
     def _lessons(self, repository: Repository, arm: Arm) -> list[Record]:
+        return self._records(repository, arm, "lesson")
+
+    def _states(self, repository: Repository, arm: Arm) -> list[Record]:
+        """Records of the last lesson and of each time since that the session was taught again."""
+        found = self._records(repository, arm, "lesson", RETAUGHT)
+        lessons = [place for place, each in enumerate(found) if each["record"] == "lesson"]
+        return found[lessons[-1] :] if lessons else []
+
+    def _records(self, repository: Repository, arm: Arm, *kinds: str) -> list[Record]:
         return [
             record
             for record in self.results.records
-            if record["record"] == "lesson"
+            if record["record"] in kinds
             and (record["repository"], record["arm"]) == (repository.name, arm.name)
         ]
 
@@ -222,22 +259,40 @@ class Runner:
         budget allows more after them.
         """
         state = self.client.session(session)
-        lessons = self._lessons(repository, arm)
+        lessons, states = self._lessons(repository, arm), self._states(repository, arm)
         if taught and state is not None:
-            last, chunks = lessons[-1], sum(lesson["chunks"] for lesson in lessons)
-            known = (last["version"], last["digest"], chunks)
-            if (state["version"], state["digest"], state["chunks"]) == known:
+            known = (*_identity(states[-1]), sum(lesson["chunks"] for lesson in lessons))
+            if (*_identity(state), state["chunks"]) == known:
                 return
         self._forget(session)
         self.client.create_session(session)
-        for lesson, before in zip(taught, lessons, strict=True):
-            again = self._teach(repository, arm, lesson, session)
-            if again["updates"] != before["updates"] or again["version"] != before["version"]:
-                self.warn(
-                    f"{repository.name}, {arm.name}: taught again, the session took "
-                    f"{again['updates']} updates instead of {before['updates']}; is it the same "
-                    "server with the same settings?"
-                )
+        again = [self._teach(repository, arm, lesson, session) for lesson in taught]
+        if again and _identity(again[-1]) != _identity(states[-1]):
+            self._note_retaught(repository, arm, lessons, again)
+
+    def _note_retaught(
+        self,
+        repository: Repository,
+        arm: Arm,
+        lessons: Sequence[Mapping[str, Any]],
+        again: Sequence[Mapping[str, Any]],
+    ) -> None:
+        updates = sum(lesson["updates"] for lesson in again)
+        self.warn(
+            f"{repository.name}, {arm.name}: taught again, the session is not what it was "
+            f"({updates} updates, before {sum(lesson['updates'] for lesson in lessons)}); is it "
+            "the same server with the same settings and threads?"
+        )
+        number = len(self._records(repository, arm, RETAUGHT))
+        self.results.append({
+            "repository": repository.name,
+            "arm": arm.name,
+            "unit": f"{RETAUGHT} {number}",
+            "record": RETAUGHT,
+            "updates": updates,
+            "version": again[-1]["version"],
+            "digest": again[-1]["digest"],
+        })  # fmt: skip
 
     def _forget(self, session: str) -> None:
         """Delete a session; a request that was cut off may hold it for a moment."""
@@ -252,6 +307,11 @@ class Runner:
                 time.sleep(1.0)
             else:
                 return
+
+
+def _identity(state: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Of a session's weights."""
+    return state["version"], state["digest"]
 
 
 def _before(repository: Repository, subject: TextFile) -> list[TextFile]:

@@ -30,6 +30,9 @@ CONFIDENCE, RESAMPLES = 0.95, 9999
 LEAST_RESAMPLED = 20
 #: Fewer repositories say too little about others.
 LEAST_REPOSITORIES = 4
+# Numbers that the bootstrap holds at once, of 8 bytes; all resamples of a long load would be many
+# gigabytes.
+_HELD = 8_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ def _bootstrap(totals: Sequence[float], counts: Sequence[int], seed: int) -> tup
             n_resamples=RESAMPLES,
             paired=True,
             vectorized=True,
+            batch=max(_HELD // len(totals), 1),
             axis=-1,
             confidence_level=CONFIDENCE,
             method="BCa",

@@ -119,7 +119,8 @@ class Measured:
             # A broken answer has a beginning, but is no measurement.
             "ttft": self.first if ok else None,
             "tpot": self.tpot if ok else None,
-            "seconds": self.seconds,
+            "seconds": self.seconds if ok else None,
+            "elapsed": self.seconds,
             "gap": self.gap if ok else None,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.tokens,

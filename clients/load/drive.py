@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +20,11 @@ from clients.async_api import AsyncClient
 from clients.load.ask import Asking, Measured, ask
 from clients.load.recorder import Recorder
 from clients.load.workload import Turn, User, Workload, arrivals
+from clients.wire import LONGEST_WAIT
 from ponderttt.errors import PonderError
 
-# So many failures in a row, and nothing else: the server is gone, or the request is wrong.
+# So many failures in a row, and nothing else: the server is gone, or the request is wrong. Until
+# the server has answered anything, time-outs count as such; later, they are what a load measures.
 _HOPELESS = 20
 # Waited after a rejection, where the server names no time.
 _PAUSE = 1.0
@@ -67,6 +70,8 @@ class Drive:
     begun: float = 0.0
     _sent: int = 0
     _failures: int = 0
+    _answered: bool = False
+    _all_sent: asyncio.Event = field(default_factory=asyncio.Event)
     _users: dict[int, User] = field(default_factory=dict)
 
     async def closed(self, users: int) -> None:
@@ -115,11 +120,14 @@ class Drive:
             seen = await self._ask(turn, number, time.perf_counter())
             pause = turn.think
             if seen.outcome == "rejected":
-                pause = max(pause, seen.retry_after or _PAUSE)
+                pause = max(pause, min(seen.retry_after or _PAUSE, LONGEST_WAIT))
             if self._goes_on():
                 left = self.limits.seconds
-                end = float("inf") if left is None else left - (time.perf_counter() - self.begun)
-                await asyncio.sleep(min(pause, max(end, 0.0)))
+                end = float("inf") if left is None else left - self._now()
+                # Who waits after the last request has been sent waits for nothing.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(pause, max(end, 0.0))):
+                        await self._all_sent.wait()
 
     async def _arrive(self, rate: float) -> None:
         generator = arrivals(rate, self.workload.seed)
@@ -161,17 +169,22 @@ class Drive:
             "warmup": number < self.limits.warmup,
             "due": due - self.begun,
             "lag": lag,
+            "cut": turn.cut,
             "max_tokens": turn.max_tokens,
             **seen.fields(),
         })  # fmt: skip
 
     def _despair(self, seen: Measured) -> None:
-        if seen.outcome != "failed":
+        self._answered = self._answered or seen.outcome in ("ok", "rejected")
+        if seen.outcome in ("ok", "rejected") or (seen.outcome == "timeout" and self._answered):
             self._failures = 0
             return
         self._failures += 1
         if self._failures >= _HOPELESS:
-            raise PonderError(f"{self._failures} requests failed one after another: {seen.error}")
+            never = "" if self._answered else ", and none was ever answered"
+            raise PonderError(
+                f"{self._failures} requests failed one after another{never}; the last: {seen.error}"
+            )
 
     def _stream(self, index: int) -> User:
         if index not in self._users:
@@ -179,15 +192,16 @@ class Drive:
         return self._users[index]
 
     def _goes_on(self) -> bool:
-        limits = self.limits
-        if limits.requests is not None and self._sent >= limits.requests + limits.warmup:
-            return False
-        return limits.seconds is None or self._now() < limits.seconds
+        in_time = self.limits.seconds is None or self._now() < self.limits.seconds
+        return in_time and not self._all_sent.is_set()
 
     def _take(self) -> int:
+        limits = self.limits
         self._sent += 1
-        if self._sent > self.limits.warmup:
+        if self._sent > limits.warmup:
             self.recorder.tally.sent += 1
+        if limits.requests is not None and self._sent >= limits.requests + limits.warmup:
+            self._all_sent.set()
         return self._sent - 1
 
     def _now(self) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clients.load.summary import Bounds
+from clients.load.summary import Bounds, current
 from clients.results import Header, Record
 from ponderttt.errors import PonderError, UnavailableError
 
@@ -47,7 +47,7 @@ def draw(header: Header, records: Sequence[Record], bounds: Bounds, path: Path) 
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    counted = [record for record in records if not record["warmup"]]
+    counted = [record for record in current(records) if not record["warmup"]]
     figure = Figure(figsize=(10, 7), dpi=130, layout="constrained")
     (first, token), (time, busy) = figure.subplots(2, 2)
     _cumulative(first, counted, "ttft", bounds.ttft, "time to first token")
@@ -86,7 +86,7 @@ def _timeline(axes: Axes, records: Sequence[Record], bound: float | None) -> Non
         if chosen:
             axes.plot(
                 [record["due"] for record in chosen],
-                [record["seconds"] for record in chosen],
+                [record["elapsed"] for record in chosen],
                 "o" if outcome == "ok" else "x",
                 color=colour,
                 markersize=4,
@@ -110,7 +110,7 @@ def _traffic(axes: Axes, records: Sequence[Record]) -> None:
     if not records:
         return
     starts = np.array([record["due"] for record in records])
-    ends = starts + np.array([record["seconds"] for record in records])
+    ends = starts + np.array([record["elapsed"] for record in records])
     moments = np.linspace(starts.min(), ends.max(), 400)
     running = [((starts <= at) & (ends > at)).sum() for at in moments]
     axes.fill_between(moments, running, step="mid", color="0.85")

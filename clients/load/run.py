@@ -11,6 +11,7 @@ from typing import Any
 
 from clients.api import Client
 from clients.async_api import AsyncClient
+from clients.counting import CHARS_PER_TOKEN, count_tokens
 from clients.load.ask import Asking
 from clients.load.distributions import Distribution
 from clients.load.drive import Drive, Limits
@@ -21,7 +22,6 @@ from clients.wire import ServerError
 from ponderttt.errors import InvalidRequestError, PonderError
 
 KEY_FIELDS = ("request",)
-_CHARS_PER_TOKEN = 3.5
 # Of the texts, to learn how many characters a token has.
 _SAMPLE_CHARS = 20_000
 
@@ -222,13 +222,8 @@ class LoadRun:
 def _measure_tokens(client: Client, corpus: Corpus) -> float:
     """Characters per token, by the server's own tokenizer where it has one to ask."""
     sample = corpus.text[:_SAMPLE_CHARS]
-    try:
-        return len(sample) / max(len(client.tokenize(sample)), 1)
-    except ServerError as error:
-        # Others than vLLM, llama.cpp and ours have no such route.
-        if error.status in (200, 400, 401, 403, 404, 405, 413, 422, 501):
-            return _CHARS_PER_TOKEN
-        raise
+    tokens = count_tokens(client, sample)
+    return CHARS_PER_TOKEN if tokens is None else len(sample) / max(tokens, 1)
 
 
 def _delete(client: Client, name: str) -> None:

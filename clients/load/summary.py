@@ -30,11 +30,15 @@ class Bounds:
     seconds: float | None = None
 
     def good(self, record: Mapping[str, Any]) -> bool:
-        """Whether a request was answered in time; an answer too short for a measure passes it."""
-        limits = ((n, getattr(self, n)) for n in ("ttft", "tpot", "seconds"))
-        return record["outcome"] == "ok" and all(
-            limit is None or record[name] is None or record[name] <= limit for name, limit in limits
-        )
+        """Whether a request was answered in time; one token alone passes any bound of TPOT."""
+        if record["outcome"] != "ok":
+            return False
+        # Who gets an answer without text knows no sooner than at its end.
+        ttft = record["seconds"] if record["ttft"] is None else record["ttft"]
+        times = (
+            (ttft, self.ttft), (record["tpot"], self.tpot), (record["seconds"], self.seconds)
+        )  # fmt: skip
+        return all(limit is None or time is None or time <= limit for time, limit in times)
 
     def __str__(self) -> str:
         names = (("TTFT", self.ttft), ("TPOT", self.tpot), ("end to end", self.seconds))
@@ -42,21 +46,39 @@ class Bounds:
         return ", ".join(given) or "answered at all"
 
 
+def current(records: Sequence[Record]) -> list[Record]:
+    """Records as they are written now, also those of earlier versions.
+
+    There, `seconds` was the time until any end, and nothing said whether a prompt was cut.
+    """
+    return [
+        {"elapsed": r["seconds"], "cut": False}
+        | r
+        | {"seconds": r["seconds"] if r["outcome"] == "ok" else None}
+        for r in records
+    ]
+
+
 def summarise(records: Sequence[Record], bounds: Bounds) -> dict[str, Any]:
     """Figures of all requests but those to warm up; times in seconds.
 
     Percentiles are of answered requests alone; rejected and failed ones are counted, and none of
-    them is good. Rates are over the time from when the first request was due to the last end.
+    them is good. Rates are over the span from when the first request was due to the end of the last
+    answer, or to when the last request was due, if that is later. What is waited for in vain
+    afterwards isn't in it: a request that times out at the end of a load says nothing of its speed.
 
     Args:
         records: of one run.
         bounds: of the goodput.
     """
-    counted = [record for record in records if not record["warmup"]]
+    counted = [record for record in current(records) if not record["warmup"]]
     answered = [record for record in counted if record["outcome"] == "ok"]
     outcomes = Counter(record["outcome"] for record in counted)
     begin = min((r["due"] for r in counted), default=0.0)
-    span = max((r["due"] + r["seconds"] for r in counted), default=0.0) - begin
+    end = max(
+        [r["due"] for r in counted] + [r["due"] + r["seconds"] for r in answered], default=0.0
+    )
+    span = end - begin
     good = sum(bounds.good(record) for record in counted)
     read = sum(record["prompt_tokens"] or 0 for record in answered)
     written = sum(record["completion_tokens"] for record in answered)
@@ -76,9 +98,10 @@ def summarise(records: Sequence[Record], bounds: Bounds) -> dict[str, Any]:
         "prompt_tokens_per_second": per_second(read),
         "completion_tokens_per_second": per_second(written),
         # Little's law: the mean number in the system.
-        "running": per_second(sum(record["seconds"] for record in counted)),
+        "running": per_second(sum(min(r["elapsed"], end - r["due"]) for r in counted)),
         **{name: spread(answered, name) for name in ("ttft", "tpot", "seconds", "gap")},
         "lag": spread(counted, "lag"),
+        "cut": sum(record["cut"] for record in counted),
         "goodput": {
             "bounds": {"ttft": bounds.ttft, "tpot": bounds.tpot, "seconds": bounds.seconds},
             "good": good,
@@ -161,11 +184,16 @@ def markdown(header: Header, summary: Mapping[str, Any], bounds: Bounds) -> str:
         )
     lines += ["", "| over all | |", "| --- | ---: |"]
     lines += [f"| {name} | {value} |" for name, value in rows.items()]
-    return "\n".join([*lines, *_notes(summary)]) + "\n"
+    return "\n".join([*lines, *_notes(header, summary)]) + "\n"
 
 
-def _notes(summary: Mapping[str, Any]) -> list[str]:
+def _notes(header: Header, summary: Mapping[str, Any]) -> list[str]:
     notes = [f"{count} × {error}" for error, count in summary["errors"].items()]
+    if summary["cut"]:
+        notes.append(
+            f"{summary['cut']} prompts were cut to fit the model's context of "
+            f"{header.settings['context']} tokens; they are shorter than asked for"
+        )
     if 0 < summary["ok"] < _FEW:
         notes.append(f"the 99th percentile of {summary['ok']} answers says little more than max")
     if summary["lag"] is not None and summary["lag"]["p99"] > _LATE:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clients.counting import DENSE
 from clients.files import TextFile, text_files
 from clients.load.distributions import Distribution
 from ponderttt.errors import InvalidRequestError
@@ -84,6 +85,7 @@ class Turn:
         prompt: what is to be continued.
         max_tokens: of the answer.
         think: seconds that the user takes after the answer before it.
+        cut: the prompt is shorter than was drawn, to fit the context.
     """
 
     name: str
@@ -91,6 +93,7 @@ class Turn:
     prompt: str
     max_tokens: int
     think: float
+    cut: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +125,7 @@ class Workload:
         """Characters of a prompt that fits beside an answer, whatever its tokens are like."""
         if self.context is None:
             return _MAX_CHARS
-        # Dense code has more tokens to the character than the average.
-        room = 0.7 * (self.context - max_tokens)
+        room = DENSE * (self.context - max_tokens)
         return max(int(room * self.chars_per_token), 1)
 
 
@@ -150,19 +152,21 @@ class User:
         """The next one."""
         work, generator = self.workload, self._generator
         think = work.think.draw(generator)
-        length = work.prompt_tokens.draw(generator) * work.chars_per_token
+        tokens = work.prompt_tokens.draw(generator)
+        length = max(round(tokens * work.chars_per_token), 1)
         max_tokens = max(round(work.output_tokens.draw(generator)), 1)
         fresh, start = generator.random() >= work.reuse, work.corpus.line_start(generator)
         longest = work.longest(max_tokens)
         grown = self._chars + round(max_tokens * work.chars_per_token)
+        cut = False
         if fresh or self._count == 0 or grown > longest:
-            self._start, self._chars = start, min(max(round(length), 1), longest)
+            self._start, self._chars, cut = start, min(length, longest), length > longest
         else:
             self._chars = grown
         name = f"{self.index}/{self._count}"
         self._count += 1
         prompt = work.corpus.piece(self._start, self._chars)
-        return Turn(name, self.index, prompt, max_tokens, think)
+        return Turn(name, self.index, prompt, max_tokens, think, cut)
 
 
 def arrivals(rate: float, seed: int) -> random.Random:

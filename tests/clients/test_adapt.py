@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -187,3 +188,37 @@ def test_stream_that_does_not_end_well_is_an_error(text: str, tells: str) -> Non
         )
         with pytest.raises(ServerError, match=tells):
             list(client.adapt("a", [], {}))
+
+
+def test_adapt_sends_its_key_and_bears_a_server_that_does_not_say_how_far_it_is(
+    app: typer.Typer, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunk = {
+        "object": "session.adaptation.chunk", "action": "SKIP", "reason": "budget", "nominal": 1.0,
+        "measured": 1.0, "loss_before": 2.0, "loss_after": None, "tokens": [0, 5],
+        "progress": [None, 3],
+    }  # fmt: skip
+    report = {
+        "object": "session.adaptation", "documents": [{"path": "one.py", "tokens": 5}],
+        "version_before": 0, "version_after": 0,
+    }  # fmt: skip
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.headers.get("Authorization") != "Bearer s3cret":
+            return httpx.Response(401, json={"error": {"message": "no key"}})
+        if request.method == "GET":
+            return httpx.Response(200, json={"id": "a"})
+        events = "".join(f"data: {json.dumps(each)}\n\n" for each in (chunk, report))
+        return httpx.Response(200, text=events + "data: [DONE]\n\n")
+
+    monkeypatch.setattr(
+        "clients.api.Client", partial(Client, transport=httpx.MockTransport(handler))
+    )
+    key = tmp_path / "key"
+    key.write_text("s3cret\n")
+    arguments = [str(project), "--session", "a", "--base-url", "http://test"]
+    result = CliRunner().invoke(app, [*arguments, "--api-key-file", str(key)])
+    assert result.exit_code == 0, result.exception
+    refused = CliRunner().invoke(app, arguments)
+    assert isinstance(refused.exception, ServerError)
+    assert "no key" in str(refused.exception)

@@ -390,3 +390,40 @@ def test_password_in_the_address_is_used_but_not_shown() -> None:
     (header,) = seen
     assert header is not None
     assert header.startswith("Basic ")
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_address_that_is_none_is_a_clear_error(kind: type[Client] | type[AsyncClient]) -> None:
+    with pytest.raises(UnreachableError, match=r"localhost:80a0 \(Invalid port") as raised:
+        kind("http://user:sekret@localhost:80a0")
+    assert "sekret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_version_of_a_busy_server_is_not_unknown(call: Caller, status: int) -> None:
+    with pytest.raises(ServerError, match=str(status)):
+        call(lambda _: httpx.Response(status), "version")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(404),
+        httpx.Response(401, json={"detail": "only /v1"}),
+        httpx.Response(302, headers={"Location": "/login"}),
+        httpx.Response(200, html="<b>Hello</b>"),
+        httpx.Response(501),
+    ],
+)
+def test_version_is_unknown_where_there_is_no_route(call: Caller, answer: httpx.Response) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(answer.status_code, content=answer.content, headers=answer.headers)
+
+    assert call(handler, "version") is None
+
+
+@pytest.mark.parametrize("progress", [[None, 3], [1], "half", [1, "all"], None])
+def test_progress_that_is_no_progress_is_passed_on(call: Caller, progress: object) -> None:
+    event = {"object": "session.adaptation.chunk", "progress": progress}
+    text = f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n"
+    assert call(lambda _: httpx.Response(200, text=text), "adapt", "s", [], {}) == [event]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -103,7 +106,7 @@ def test_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
         results.append({"task": "b", "sample": 0})
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], lines[1][:5], lines[2]]) + "\n")
-    with pytest.raises(PonderError, match="line 2"):
+    with pytest.raises(PonderError, match=r"line 2.*remove the later lines of the same repository"):
         read_results(path)
 
 
@@ -149,3 +152,36 @@ def test_missing_file_says_so(tmp_path: Path) -> None:
 def test_directory_in_place_of_the_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PonderError, match="can't be"):
         ResultFile.open(tmp_path, HEADER)
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file can grow beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_full_disk_is_named_and_the_file_is_given_back(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with ResultFile.open(path, HEADER) as results:
+        results.append({"task": "a", "sample": 0})
+    with (
+        full_disk(path.stat().st_size + 5),
+        pytest.raises(PonderError, match="can't be written: File too large"),
+        ResultFile.open(path, HEADER) as results,
+    ):
+        results.append({"task": "a", "sample": 1, "text": "x" * 100})
+    with ResultFile.open(path, HEADER) as again:
+        assert again.done == {("a", 0)}
+
+
+def test_run_that_began_afresh_does_not_go_on_by_beginning_afresh(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    with ResultFile.open(path, HEADER, fresh=True) as results:
+        assert results.how_to_go_on() == "run the same command again without --fresh to go on"
+    with ResultFile.open(path, HEADER) as results:
+        assert results.how_to_go_on() == "run the same command again to go on"

@@ -26,15 +26,16 @@ class Cut(BaseException):
 
 @dataclass(slots=True)
 class FakeSession:
-    """What was learned, in order."""
+    """What was learned, in order, by a machine that calculates in its own way."""
 
     learned: list[str] = field(default_factory=list)
     chunks: int = 0
+    machine: str = ""
 
     @property
     def digest(self) -> str:
         """Of what was learned."""
-        return hashlib.sha256("\0".join(self.learned).encode()).hexdigest()
+        return hashlib.sha256("\0".join([self.machine, *self.learned]).encode()).hexdigest()
 
     def state(self, name: str) -> dict[str, Any]:
         """As the server describes it."""
@@ -48,10 +49,16 @@ class FakeServer:
 
     Args:
         has_sessions: whether it is one of ours.
+        has_tokenizer: whether it has a route for it.
+        echoes: whether it knows `echo`.
+        machine: sessions that learned the same on another one differ.
         cut_at: the request (from 0) at which the plug is pulled.
     """
 
     has_sessions: bool = True
+    has_tokenizer: bool = True
+    echoes: bool = True
+    machine: str = ""
     cut_at: int | None = None
     sessions: dict[str, FakeSession] = field(default_factory=dict)
     requests: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
@@ -77,7 +84,7 @@ class FakeServer:
             case ["v1", "models"]:
                 entry = {"id": "fake", "object": "model", "max_model_len": CONTEXT}
                 return httpx.Response(200, json={"object": "list", "data": [entry]})
-            case ["tokenize"]:
+            case ["tokenize"] if self.has_tokenizer:
                 return httpx.Response(200, json={"tokens": list(range(len(split(body["prompt"]))))})
             case ["v1", "completions"]:
                 return self._complete(body)
@@ -92,7 +99,7 @@ class FakeServer:
             states = [session.state(name) for name, session in self.sessions.items()]
             return httpx.Response(200, json={"object": "list", "data": states})
         if not rest:
-            self.sessions[body["id"]] = FakeSession()
+            self.sessions[body["id"]] = FakeSession(machine=self.machine)
             return httpx.Response(201, json=self.sessions[body["id"]].state(body["id"]))
         name = rest[0]
         if name not in self.sessions:
@@ -122,7 +129,9 @@ class FakeServer:
         name = ttt.get("session")
         learned = "".join(self.sessions[name].learned) if name is not None else ""
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": None}
-        if body.get("echo"):
+        if not self.echoes and "logprobs" in body:
+            choice |= {"text": "x y", "logprobs": scores(["x", " ", "y"], learned)}
+        elif body.get("echo"):
             choice |= {"text": prompt, "logprobs": scores(tokens, learned)}
         else:
             choice["text"] = continuation(prompt, learned)

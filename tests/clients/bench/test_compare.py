@@ -13,6 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from clients.bench.compare import compare
+from clients.bench.repo_report import KEY_FIELDS, METRICS
 from clients.results import Header, ResultFile
 from ponderttt.errors import InvalidRequestError, PonderError
 
@@ -167,3 +168,96 @@ def test_bad_input_is_named(
     error = run(app, *[places.get(each, each) for each in arguments]).exception
     assert isinstance(error, PonderError)
     assert message in str(error)
+
+
+def load_file(path: Path, records: list[dict[str, Any]]) -> Path:
+    """A result file of a load; the fields that don't matter here are filled in."""
+    header = replace(
+        HEADER,
+        kind="load",
+        settings={"load": path.stem},
+        key_fields=("request",),
+        metrics={"ok": "higher", "ttft": "lower", "seconds": "lower"},
+    )
+    rest = {"warmup": False, "tpot": 0.1, "gap": 0.0, "lag": 0.0, "error": None,
+            "prompt_tokens": 4, "completion_tokens": 10}  # fmt: skip
+    with ResultFile.open(path, header) as results:
+        for number, record in enumerate(records):
+            ok = record.get("outcome", "ok") == "ok"
+            results.append(
+                rest
+                | {"request": f"0/{number}", "due": float(number), "outcome": "ok", "ok": ok}
+                | {"ttft": record["seconds"] / 2 if ok else None}
+                | record
+            )
+    return path
+
+
+def test_load_that_is_rejected_is_no_quick_load(app: typer.Typer, tmp_path: Path) -> None:
+    warmup: dict[str, Any] = {"warmup": True, "seconds": 50.0}
+    served = [warmup, *({"seconds": 2.0, "elapsed": 2.0} for _ in range(4))]
+    # As earlier versions wrote them: rejected at once, `seconds` all the same.
+    rejected: dict[str, Any] = {
+        "outcome": "rejected",
+        "seconds": 0.01,
+        "completion_tokens": 0,
+        "error": "429",
+    }
+    refusing = [warmup, {"seconds": 3.0}, rejected, rejected, rejected]
+    files = [load_file(tmp_path / "a.jsonl", served), load_file(tmp_path / "b.jsonl", refusing)]
+    out = tmp_path / "c.json"
+    result = run(app, *files, "--json", out)
+    assert result.exit_code == 0, result.output
+    found = json.loads(out.read_text())
+    a, b = found["columns"]["a"], found["columns"]["b"]
+    assert (a["seconds"]["mean"], a["seconds"]["units"]) == (2.0, 4)
+    assert (b["seconds"]["mean"], b["seconds"]["units"]) == (3.0, 1)
+    assert b["seconds"]["difference"]["estimate"] == 1.0
+    assert (b["ok"]["mean"], b["ok"]["units"]) == (0.25, 4)
+    # From 1 s to 6 s; from 1 s to 4 s.
+    assert found["load"]["a"]["answers_per_second"] == pytest.approx(4 / 5)
+    assert found["load"]["b"]["answers_per_second"] == pytest.approx(1 / 3)
+    assert found["load"]["b"]["goodput"]["share"] == 0.25
+    for row in (
+        "| load | a | b |",
+        "| requests | 4 | 4 |",
+        "| ok / rejected / timed out / failed | 4 / 0 / 0 / 0 | 1 / 3 / 0 / 0 |",
+        "| output tokens per second | 8.000 | 3.333 |",
+        "| seconds, p50 / p90 / p99 | 2.000 / 2.000 / 2.000 | 3.000 / 3.000 / 3.000 |",
+        "| goodput per second, under no bound (of requests) | 0.800 (100.0%) | 0.333 (25.0%) |",
+    ):
+        assert row in result.output
+
+
+def test_repositories_are_compared_by_their_targets(app: typer.Typer, tmp_path: Path) -> None:
+    files = []
+    for name, better in (("one", 0.0), ("two", 0.5)):
+        header = replace(HEADER, kind="repo", key_fields=KEY_FIELDS, metrics=METRICS)
+        files.append(tmp_path / f"{name}.jsonl")
+        with ResultFile.open(files[-1], header) as results:
+            for arm, gain in (("off", 0.0), ("adapt@2", better)):
+                shared = {"repository": "r", "arm": arm}
+                results.append(
+                    shared | {"unit": "lesson 0", "record": "lesson", "version": 3, "updates": 3}
+                )
+                results.append(
+                    shared
+                    | {"unit": "retaught 0", "record": "retaught", "version": 3, "updates": 3}
+                )
+                for file in ("x", "y"):
+                    results.append(
+                        shared
+                        | {"unit": f"{file}:1", "record": "target", "file": file, "exact": True,
+                           "loss": 2.0 - gain}
+                    )  # fmt: skip
+                results.append(
+                    shared | {"unit": "unrelated u", "record": "unrelated", "unrelated_loss": 1.0}
+                )
+    out = tmp_path / "c.json"
+    result = run(app, *files, "--json", out, "--metric", "loss", "--metric", "unrelated_loss")
+    assert result.exit_code == 0, result.output
+    found = json.loads(out.read_text())["columns"]
+    assert list(found) == ["one off", "one adapt@2", "two off", "two adapt@2"]
+    assert found["two adapt@2"]["loss"]["units"] == 2
+    assert found["two adapt@2"]["loss"]["difference"]["estimate"] == pytest.approx(-0.5)
+    assert found["two adapt@2"]["unrelated_loss"]["units"] == 1

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import httpx
 import pytest
 import typer
+from tqdm import tqdm
 from typer.testing import CliRunner
 
 import clients.api
 import clients.bench.statistics
 from clients.bench.repo import repo
 from clients.bench.repo_arms import make_arms, session_name
+from clients.bench.repo_exam import Exam
 from clients.bench.repo_plan import Repository
-from clients.results import read_results
+from clients.results import Header, ResultFile, read_results
 from ponderttt.errors import InvalidRequestError, PonderError
+from tests.clients.bench import fake_server
 from tests.clients.bench.fake_server import CONTEXT, Cut, FakeServer
 from tests.helpers import source_text
 
@@ -80,7 +85,9 @@ def test_repo_runs_all_arms_and_reports_them(run: Run, project: Path, tmp_path: 
     found = json.loads(out.read_text())
     names = ["off", "stuffed"]
     for lead in ("adapt@1.5", "adapt@2"):
-        names += [lead, f"random=rate({lead})", f"fixed=rate({lead})"]
+        names.append(lead)
+        for kind in ("random", "fixed"):
+            names += [f"{kind}=rate({lead})", f"{kind}=time({lead})"]
     assert list(found["arms"]) == names
     assert {arm["targets"] for arm in found["arms"].values()} == {6}
     assert found["clustered_by"] == "file"
@@ -90,6 +97,9 @@ def test_repo_runs_all_arms_and_reports_them(run: Run, project: Path, tmp_path: 
         adapted["means"]["loss"] - found["arms"]["off"]["means"]["loss"]
     )
     assert adapted["learning"]["update_rate"] == pytest.approx(0.5, abs=0.05)
+    actions = adapted["learning"]["actions"]
+    assert sum(actions.values()) == adapted["learning"]["chunks"]
+    assert actions["UPDATE_1"] == pytest.approx(actions["SKIP"], rel=0.2)
     assert "| fixed=rate(adapt@2) |" in result.output
     assert "`random` loses draws that its budget refuses" in result.output
     assert server.sessions == {}
@@ -99,7 +109,7 @@ def test_followers_get_the_update_rate_of_the_arm_they_follow(
     run: Run, project: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.json"
-    run(FakeServer(), str(project), "--match", "both", "--json", str(out))
+    run(FakeServer(), str(project), "--json", str(out))
     arms = json.loads(out.read_text())["arms"]
     lead = arms["adapt@1.5"]["learning"]
     fixed = arms["fixed=rate(adapt@1.5)"]["learning"]
@@ -346,6 +356,16 @@ def test_bad_input_is_refused_before_any_work(
     assert server.bodies("/v1/completions") == []
 
 
+def test_module_that_was_imported_from_nowhere_is_no_package(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As `__main__` is in a program that was not started with `-m`.
+    monkeypatch.setitem(sys.modules, "nowhere", ModuleType("nowhere"))
+    result = run(FakeServer(), "nowhere")
+    assert isinstance(result.exception, InvalidRequestError)
+    assert "neither a directory nor an installed package" in str(result.exception)
+
+
 def test_interrupt_says_how_to_go_on(
     run: Run, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,7 +380,10 @@ def test_interrupt_says_how_to_go_on(
     monkeypatch.setattr(FakeServer, "transport", httpx.MockTransport(interrupt))
     result = run(server, str(project))
     assert isinstance(result.exception, PonderError)
-    assert "run the same command again" in str(result.exception)
+    assert "run the same command again to go on" in str(result.exception)
+    server.requests.clear()
+    fresh = run(server, str(project), "--fresh")
+    assert "run the same command again without --fresh to go on" in str(fresh.exception)
 
 
 def test_failing_server_is_named_and_keeps_what_is_done(
@@ -378,4 +401,230 @@ def test_failing_server_is_named_and_keeps_what_is_done(
     result = run(server, str(project))
     assert isinstance(result.exception, PonderError)
     assert "proxy says no" in str(result.exception)
-    assert len(read_results(tmp_path / "r.jsonl")[1]) > 5
+    kept = len(read_results(tmp_path / "r.jsonl")[1])
+    assert kept > 5
+    message = str(result.exception)
+    assert f" {kept} of " in message
+    assert "run the same command again to go on" in message
+
+
+def test_server_that_goes_down_leaves_what_is_done(
+    run: Run, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = FakeServer()
+    real = server.answer
+
+    def go_down(request: httpx.Request) -> httpx.Response:
+        if len(server.requests) >= 30:
+            raise httpx.ConnectError("refused")
+        return real(request)
+
+    monkeypatch.setattr(FakeServer, "transport", httpx.MockTransport(go_down))
+    result = run(server, str(project))
+    kept = len(read_results(tmp_path / "r.jsonl")[1])
+    assert isinstance(result.exception, PonderError)
+    for tells in ("start a server", f" {kept} of ", "run the same command again to go on"):
+        assert tells in str(result.exception)
+
+
+def lines_of(path: Path, arm: str) -> list[int]:
+    """Numbers of an arm's lines in a result file."""
+    lines = path.read_text().splitlines()
+    return [i for i, line in enumerate(lines) if i and json.loads(line)["arm"] == arm]
+
+
+def remove_lines(path: Path, numbers: list[int]) -> None:
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for i, line in enumerate(lines) if i not in numbers))
+
+
+@pytest.mark.parametrize("missing", ["target", "lesson"])
+def test_step_that_is_missing_before_others_of_its_session_is_not_made_up_for(
+    run: Run, project: Path, tmp_path: Path, missing: str
+) -> None:
+    path = tmp_path / "r.jsonl"
+    arguments = [str(project), "--arm", "adapt"]
+    assert run(FakeServer(), *arguments).exit_code == 0
+    expected = timeless(path)
+    lines = lines_of(path, "adapt@2")
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    gone = next(i for i in lines[1:] if records[i]["record"] == missing)
+    unit = records[gone]["unit"]
+    remove_lines(path, [gone])
+    server = FakeServer()
+    result = run(server, *arguments)
+    assert isinstance(result.exception, PonderError)
+    for tells in (repr(unit), "repository project", "arm adapt@2", "remove all later lines"):
+        assert tells in str(result.exception)
+    assert server.bodies("/v1/completions") == []
+    remove_lines(path, [i for i in lines_of(path, "adapt@2") if i >= gone])
+    assert run(FakeServer(), *arguments).exit_code == 0
+
+    def by_key(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(found, key=lambda r: (r["arm"], r["unit"]))
+
+    assert by_key(timeless(path)) == by_key(expected)
+
+
+def test_step_that_is_missing_in_an_arm_without_session_is_done_alone(
+    run: Run, project: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.jsonl"
+    arguments = [str(project), "--arm", "stuffed", "--no-loss"]
+    assert run(FakeServer(), *arguments).exit_code == 0
+    expected = timeless(path)
+    remove_lines(path, [lines_of(path, "off")[2], lines_of(path, "stuffed")[1]])
+    server = FakeServer()
+    assert run(server, *arguments).exit_code == 0
+    assert len(server.bodies("/v1/completions")) == 2
+    found = timeless(path)
+    assert len(found) == len(expected)
+    assert all(record in expected for record in found)
+
+
+def test_server_that_takes_no_notice_of_echo_gives_no_loss(run: Run, project: Path) -> None:
+    result = run(FakeServer(echoes=False), str(project))
+    assert isinstance(result.exception, PonderError)
+    assert "--no-loss" in str(result.exception)
+
+
+def test_lists_of_the_scored_prompt_must_be_of_one_length(
+    run: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fake_server.scores
+
+    def short(tokens: list[str], learned: str) -> dict[str, Any]:
+        scored = real(tokens, learned)
+        return scored | {"token_logprobs": scored["token_logprobs"][:-1]}
+
+    monkeypatch.setattr(fake_server, "scores", short)
+    result = run(FakeServer(), str(project))
+    assert isinstance(result.exception, PonderError)
+    assert "--no-loss" in str(result.exception)
+
+
+@pytest.mark.parametrize("has_sessions", [True, False])
+def test_arm_off_may_be_run_alone(
+    run: Run, project: Path, tmp_path: Path, has_sessions: bool
+) -> None:
+    result = run(FakeServer(has_sessions=has_sessions), str(project), "--arm", "off")
+    assert result.exit_code == 0, result.output
+    assert {r["arm"] for r in read_results(tmp_path / "r.jsonl")[1]} == {"off"}
+
+
+def test_endpoint_without_tokenizer_gets_a_shorter_prompt_and_a_warning(
+    run: Run, project: Path, tmp_path: Path
+) -> None:
+    server = FakeServer(has_tokenizer=False, has_sessions=False)
+    result = run(server, str(project), "--max-tokens", "50", "--stuff-tokens", "400")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("no /tokenize to ask") == 1
+    assert len(server.bodies("/tokenize")) == 1
+    _, records = read_results(tmp_path / "r.jsonl")
+    stuffed = [r for r in records if r["arm"] == "stuffed" and r["record"] == "target"]
+    plain = {r["unit"]: r for r in records if r["arm"] == "off"}
+    assert all(r["prompt_tokens"] > plain[r["unit"]]["prompt_tokens"] for r in stuffed)
+
+
+def test_tokenizer_that_is_only_busy_is_not_done_without(
+    run: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = FakeServer()
+    real = server.answer
+
+    def fail(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/tokenize":
+            return httpx.Response(500, json={"error": {"message": "broke"}})
+        return real(request)
+
+    monkeypatch.setattr(FakeServer, "transport", httpx.MockTransport(fail))
+    result = run(server, str(project), "--arm", "stuffed")
+    assert isinstance(result.exception, PonderError)
+    assert "500: broke" in str(result.exception)
+
+
+def test_stuffing_that_has_no_room_is_told(run: Run, project: Path) -> None:
+    result = run(FakeServer(), str(project), "--arm", "stuffed", "--stuff-tokens", "64")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("no other file fits into a prompt of 64 tokens") == 2
+
+
+def test_session_that_became_another_is_recorded_and_its_exam_is_kept(
+    run: Run, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = FakeServer()
+    taken: list[str | None] = []
+
+    def humaneval(
+        url: str, session: str | None, path: Path, sandbox: object, **options: Any
+    ) -> Any:
+        taken.append(session)
+        digest = server.sessions[session].digest if session is not None else None
+        header = Header(
+            kind="humaneval", seed=0, model="fake", base_url=url, server_version=None,
+            settings={"session_digest": digest}, key_fields=("task_id",),
+            metrics={"passed": "higher"},
+        )  # fmt: skip
+        with ResultFile.open(path, header, fresh=options.get("fresh", False)) as results:
+            for task in range(results.resumed, options["limit"]):
+                results.append({"task_id": task, "passed": task == 0})
+                if session is not None and server.machine == "":
+                    raise Cut
+
+    def exam(problems: int, output: Path, *rest: Any) -> Exam:
+        return Exam("http://test", None, None, cast("Any", None), problems, output, 1.0, 0, True)
+
+    monkeypatch.setattr("clients.bench.repo_exam.humaneval_in_session", humaneval)
+    monkeypatch.setattr("clients.bench.repo._exam", exam)
+    arguments = [str(project), "--arm", "adapt", "--humaneval", "2"]
+    with pytest.raises(Cut):
+        run(server, *arguments)
+    _, records = read_results(tmp_path / "r.jsonl")
+    # The session is lost, and what teaches it again calculates otherwise.
+    server = FakeServer(machine="other")
+    result = run(server, *arguments)
+    assert result.exit_code == 0, result.output
+    assert "taught again, the session is not what it was" in result.stderr
+    lessons = [r for r in records if r["record"] == "lesson"]
+    (again,) = [r for r in read_results(tmp_path / "r.jsonl")[1] if r["record"] == "retaught"]
+    assert (again["arm"], again["unit"]) == ("adapt@1.5", "retaught 0")
+    assert again["version"] == lessons[-1]["version"]
+    assert again["updates"] == sum(lesson["updates"] for lesson in lessons)
+    assert again["digest"] != lessons[-1]["digest"]
+    path = tmp_path / "r-humaneval-project-adapt@1.5.jsonl"
+    assert read_results(path)[0].settings["session_digest"] == again["digest"]
+    # Nothing is left to do, and nothing is done again.
+    before, asked = (tmp_path / "r.jsonl").read_bytes(), len(taken)
+    result = run(FakeServer(machine="third"), *arguments)
+    assert result.exit_code == 0, result.output
+    assert len(taken) == asked
+    assert (tmp_path / "r.jsonl").read_bytes() == before
+    # A session that is made anew to be kept costs no exam either.
+    for machine in ("third", "third"):
+        server = FakeServer(machine=machine)
+        assert run(server, *arguments, "--keep-sessions").exit_code == 0
+    assert len(taken) == asked
+    found = [r for r in read_results(tmp_path / "r.jsonl")[1] if r["record"] == "retaught"]
+    units = [(r["arm"], r["unit"]) for r in found]
+    assert units[1:] == [("adapt@1.5", "retaught 1"), ("adapt@2", "retaught 0")]
+
+
+def test_progress_counts_steps_alone(
+    run: Run, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[dict[str, Any]] = []
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def __init__(self, **options: Any) -> None:
+            shown.append(options)
+            super().__init__(**options)
+
+    monkeypatch.setattr("tqdm.tqdm", Bar)
+    arguments = [str(project), "--arm", "adapt"]
+    assert run(FakeServer(), *arguments).exit_code == 0
+    with (tmp_path / "r.jsonl").open("a") as file:
+        again = {"repository": "project", "arm": "adapt@2", "unit": "retaught 0"}
+        json.dump(again | {"record": "retaught", "version": 1, "digest": "x", "updates": 1}, file)
+        file.write("\n")
+    assert run(FakeServer(), *arguments).exit_code == 0
+    assert (shown[0]["initial"], shown[1]["initial"]) == (0, shown[1]["total"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -121,3 +122,20 @@ def test_clusters_are_the_largest_that_there_are_enough_of(
     records: list[dict[str, Any]], by: str
 ) -> None:
     assert cluster_by(records) == by
+
+
+def test_resamples_of_many_clusters_are_not_all_held_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    values = np.random.default_rng(0).normal(1.0, 2.0, 400).tolist()
+    whole = paired_difference(values, range(400))
+    monkeypatch.setattr("clients.bench.statistics._HELD", 40_000)
+    tracemalloc.start()
+    try:
+        parts = paired_difference(values, range(400))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert parts == whole
+    # All at once would be 9,999 × 400 indices alone, 32 MB.
+    assert peak < 5_000_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ import clients.load.run
 from clients.api import Client
 from clients.async_api import AsyncClient
 from clients.load.cli import load
+from clients.load.drive import Limits
+from clients.load.workload import arrivals
 from clients.results import read_results
 from ponderttt.errors import InvalidRequestError, PonderError
 from tests.server.live import Live, live_server
@@ -44,15 +47,17 @@ def stream(text: str = "a b c", usage: int | None = 3) -> httpx.Response:
 class Plain:
     """An endpoint that has models and completions, and nothing else."""
 
-    def __init__(self, answer: Answer, seconds: float = 0.0) -> None:
+    def __init__(self, answer: Answer, seconds: float = 0.0, context: int | None = None) -> None:
         self.bodies: list[dict[str, Any]] = []
+        self.context = context
         self.running = self.most = 0
         self._answer, self._seconds = answer, seconds
 
     def sync(self, request: httpx.Request) -> httpx.Response:
         """Short answers."""
         if request.url.path == "/v1/models":
-            return httpx.Response(200, json={"data": [{"id": "plain"}]})
+            entry = {"id": "plain", "max_model_len": self.context}
+            return httpx.Response(200, json={"data": [entry]})
         return httpx.Response(404, text="<html>nothing here</html>")
 
     async def completion(self, request: httpx.Request) -> httpx.Response:
@@ -151,6 +156,8 @@ def test_rejections_timeouts_and_failures_are_told_apart(run: Run, tmp_path: Pat
     assert [record["outcome"] for record in records(tmp_path)] == [
         "rejected", "failed", "failed", "failed", "ok",
     ]  # fmt: skip
+    assert [record["seconds"] is None for record in records(tmp_path)] == [True] * 4 + [False]
+    assert all(record["elapsed"] > 0 for record in records(tmp_path))
     errors = [record["error"] for record in records(tmp_path)]
     for error, tells in zip(errors, ["full", "broke", "broke off", "text/html"], strict=False):
         assert tells in error
@@ -171,6 +178,120 @@ def test_server_that_only_fails_ends_the_run_with_its_reason(run: Run, tmp_path:
     assert isinstance(result.exception, PonderError)
     assert "budget: 0.5" in str(result.exception)
     assert 20 <= len(records(tmp_path)) <= 22
+
+
+def test_server_that_hangs_from_the_beginning_ends_the_run(run: Run, tmp_path: Path) -> None:
+    server = Plain(lambda _: stream(), seconds=5.0)
+    result = run(server, "--concurrency", "10", "--requests", "500", "--timeout", "0.1")
+    assert isinstance(result.exception, PonderError)
+    assert "none was ever answered; the last: took longer than 0.1 s" in str(result.exception)
+    assert 20 <= len(records(tmp_path)) <= 30
+
+
+def test_server_that_hangs_later_is_measured(run: Run, tmp_path: Path) -> None:
+    def answer(_: dict[str, Any]) -> httpx.Response:
+        server._seconds = 5.0
+        return stream()
+
+    server = Plain(answer)
+    arguments = ["--concurrency", "10", "--requests", "40", "--timeout", "0.5", "--warmup", "0"]
+    result = run(server, *arguments)
+    assert result.exit_code == 0, result.output
+    outcomes = [record["outcome"] for record in records(tmp_path)]
+    assert outcomes.count("timeout") > 25
+    assert outcomes.count("ok") + outcomes.count("timeout") == 40
+
+
+def test_server_that_rejects_for_ever_is_asked_after_a_bounded_wait(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clients.load.drive.LONGEST_WAIT", 0.05)
+    busy: dict[str, Any] = {
+        "json": {"error": {"message": "full"}},
+        "headers": {"Retry-After": "86400"},
+    }
+    server = Plain(lambda _: httpx.Response(429, **busy))
+    begun = time.perf_counter()
+    result = run(server, "--concurrency", "2", "--requests", "30", "--warmup", "0")
+    assert result.exit_code == 0, result.output
+    # About fifteen requests of a user, with a wait after each but the last.
+    assert 0.5 <= time.perf_counter() - begun < 20
+    assert [record["outcome"] for record in records(tmp_path)] == ["rejected"] * 30
+    assert "| ok / rejected / timed out / failed | 0 / 30 / 0 / 0 |" in result.output
+    assert "| answers per second | 0.00 |" in result.output
+
+
+def test_nobody_waits_after_the_last_request_was_sent(run: Run, tmp_path: Path) -> None:
+    busy: dict[str, Any] = {
+        "json": {"error": {"message": "full"}},
+        "headers": {"Retry-After": "30"},
+    }
+    first = iter([httpx.Response(429, **busy)])
+    server = Plain(lambda _: next(first, None) or stream())
+    begun = time.perf_counter()
+    result = run(server, "--concurrency", "2", "--requests", "9", "--warmup", "0")
+    assert result.exit_code == 0, result.output
+    assert time.perf_counter() - begun < 15
+    outcomes = [record["outcome"] for record in records(tmp_path)]
+    assert (outcomes.count("rejected"), outcomes.count("ok")) == (1, 8)
+
+
+def test_late_client_hides_nothing_of_what_users_of_an_open_load_wait(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = asyncio.sleep
+
+    async def late(seconds: float) -> None:
+        await real(0 if seconds == 0 else max(seconds, 0) + 0.3)
+
+    monkeypatch.setattr(asyncio, "sleep", late)
+    server = Plain(lambda _: stream())
+    result = run(server, "--rate", "20", "--requests", "6", "--warmup", "0", "--seed", "4")
+    assert result.exit_code == 0, result.output
+    found = sorted(records(tmp_path), key=lambda record: int(record["number"]))
+    assert len(found) == 6
+    assert all(r["lag"] >= 0.29 and r["seconds"] >= r["ttft"] >= r["lag"] for r in found)
+    # They were due as the process has it, not when they were sent.
+    generator, due = arrivals(20.0, 4), 0.0
+    for record in found:
+        due += generator.expovariate(20.0)
+        assert record["due"] == pytest.approx(due)
+        generator.randrange(8)
+    assert "this client was late" in result.output
+
+
+def test_open_load_sends_no_more_than_may_run_at_once_and_says_so(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients.load.run, "Limits", partial(Limits, running=3))
+    server = Plain(lambda _: stream(), seconds=1.0)
+    result = run(server, "--rate", "200", "--requests", "40", "--warmup", "0")
+    assert result.exit_code == 0, result.output
+    assert server.most == 3
+    found = records(tmp_path)
+    assert len(found) == 40
+    unsent = [record for record in found if record["outcome"] == "failed"]
+    assert len(unsent) == 40 - len(server.bodies) >= 20
+    assert {record["error"] for record in unsent} == {
+        "not sent: 3 requests were running already"
+    }  # fmt: skip
+    assert all(record["seconds"] is None and record["elapsed"] == 0 for record in unsent)
+
+
+def test_prompts_that_were_cut_to_fit_are_counted(run: Run, tmp_path: Path) -> None:
+    server = Plain(lambda _: stream(), context=100)
+    out = tmp_path / "out.json"
+    arguments = ["--requests", "20", "--warmup", "2", "--prompt-tokens", "uniform:10:90"]
+    result = run(server, *arguments, "--output-tokens", "20", "--json", str(out))
+    assert result.exit_code == 0, result.output
+    found = [record for record in records(tmp_path) if not record["warmup"]]
+    cut = sum(record["cut"] for record in found)
+    assert 0 < cut < 20
+    # Cut are those that are as long as may be, and no others.
+    most = max(len(body["prompt"]) for body in server.bodies)
+    assert sum(len(body["prompt"]) == most for body in server.bodies[2:]) == cut
+    assert json.loads(out.read_text())["summary"]["cut"] == cut
+    assert f"- {cut} prompts were cut to fit the model's context of 100 tokens" in result.output
 
 
 def test_interrupted_run_is_reported_as_far_as_it_got(run: Run, tmp_path: Path) -> None:
