@@ -7,7 +7,8 @@ touch its own slot only, so one backward yields every session's own gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -32,9 +33,14 @@ from ponderttt.models.attention import FlatBatch
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.kv_cache import KVCache
 from ponderttt.models.product import FrozenMatrix
+from ponderttt.models.transfer import tensor_on
 
 # Bytes: 256 tokens of a vocabulary of 150,000 are 155 MB.
 _KEPT = 256 << 20
+
+# Bytes of the widest activations that a batch of writes has on a CPU. Larger blocks glibc gives
+# back to the kernel at once, and their fresh pages cost more than fewer calls save.
+_WIDEST = 32 << 20
 
 #: Tokens on which a write is judged at least, where it has so many.
 _LEAST_JUDGED = 32
@@ -142,19 +148,35 @@ class Writer:
         self._bank = bank
         self._layout = bank.layout
         self.rule = rule
+        linears = model.blocks[bank.layout.first_layer].linears()
+        widest = max(sum(part.out_features for part in each.parts) for each in linears)
+        cpu = model.device.type == "cpu"
+        self._most_rows = _WIDEST // (widest * model.dtype.itemsize) if cpu else sys.maxsize
 
     def step(self, writes: Sequence[Write]) -> None:
-        """One gradient step of each write, in one backward; then judge those that are finished.
+        """One gradient step of each write, in few backwards; then judge those that are finished.
 
         Losses in nats per token are appended to each write: one per step, measured before it,
         and, once finished, the loss after the last. Where that is measured on some tokens only,
         it is the loss before plus what these tokens' losses have changed. A failure is noted
         in `failure`.
         """
-        self._gradient_step(writes)
-        finished = [write for write in writes if write.finished and write.failure is None]
-        if finished:
-            self._judge(finished)
+        for batch in self._batches(writes):
+            self._gradient_step(batch)
+            finished = [write for write in batch if write.finished and write.failure is None]
+            if finished:
+                self._judge(finished)
+
+    def _batches(self, writes: Sequence[Write]) -> Iterator[list[Write]]:
+        """The writes in order, as many at once as are faster than one by one."""
+        batch: list[Write] = []
+        for write in writes:
+            if batch and sum(each.rows for each in batch) + write.rows > self._most_rows:
+                yield batch
+                batch = []
+            batch.append(write)
+        if batch:
+            yield batch
 
     def _gradient_step(self, writes: Sequence[Write]) -> None:
         staged = torch.stack([write.staged.weights for write in writes]).requires_grad_()
@@ -224,13 +246,12 @@ class Writer:
         gradients = clip_rows(gradients, rule.max_grad_norm)
         first = torch.stack([write.staged.first for write in writes])
         second = torch.stack([write.staged.second for write in writes])
-        rates = torch.tensor(
-            [rule.learning_rate * rule.step_scales[write.steps_done] for write in writes],
-            device=device,
+        rates = tensor_on(
+            device, [rule.learning_rate * rule.step_scales[write.steps_done] for write in writes]
         )
         match rule.optimizer:
             case "adam":
-                steps = torch.tensor([write.staged.step + 1 for write in writes], device=device)
+                steps = tensor_on(device, [write.staged.step + 1 for write in writes])
                 betas = (rule.beta1, rule.beta2)
                 new, first, second = adam_rows(
                     weights, gradients, first, second, steps, rates, betas, rule.eps

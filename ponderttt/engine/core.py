@@ -49,6 +49,7 @@ from ponderttt.models import store
 from ponderttt.models.checkpoint import load_decoder, torch_device, torch_dtype
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.tokenizer import Tokenizer
+from ponderttt.models.transfer import settle
 from ponderttt.sessions.codec import StateCodec
 from ponderttt.sessions.files import open_files
 from ponderttt.sessions.manager import SessionManager
@@ -224,6 +225,7 @@ class EngineCore:
             "lora": [layout.config.rank, layout.first_layer, layout.size],
             "optimizer": self.writer.rule.optimizer,
             "packed": self.model.head.packed_bytes > 0,
+            "kernels": self.model.kernels,
         }
         if self.model.compiled:
             # Only then, so that the figures of earlier starts stay known.
@@ -392,6 +394,7 @@ class EngineCore:
             for group in groups_of(plan):
                 self._note_version(group)
             kind, tags, tokens = self._phases.run(plan)
+            settle(self.model.device)
         except Exception as error:  # one request's trouble must not end the others
             _LOG.exception("a phase failed")
             for group in groups_at_fault(plan, error):

@@ -34,6 +34,7 @@ from ponderttt.errors import ModelError
 from ponderttt.fast_weights.bank import AdapterBank, StepTag
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.tokenizer import Tokenizer
+from ponderttt.models.transfer import tensor_on
 from ponderttt.sessions.session import Session
 
 _LOG = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class Learner:
     def _chunk_read(self, sequence: Sequence, span: Span) -> ChunkRead:
         if sequence.boundary is None or sequence.final is None:
             raise RuntimeError("a sequence with chunks keeps boundary and final activations")
-        ids = torch.tensor(sequence.tokens[: span.end], device=self._model.device)
+        ids = tensor_on(self._model.device, sequence.tokens[: span.end])
         return ChunkRead(
             ids, span.start, span.end, sequence.boundary, sequence.final, sequence.cache
         )
@@ -199,7 +200,7 @@ class Learner:
             cache=sequence.cache,
             start=start,
             boundary=sequence.boundary[start : span.end - 1],
-            targets=torch.tensor(sequence.tokens[start + 1 : span.end], device=self._model.device),
+            targets=tensor_on(self._model.device, sequence.tokens[start + 1 : span.end]),
             staged=self._bank.state(session.slot, session.owner),
             top=pending.top if version == pending.read_version else None,
         )

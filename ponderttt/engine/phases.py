@@ -25,6 +25,7 @@ from ponderttt.engine.scheduler import DecodePlan, Plan, PrefillPlan, WritePlan
 from ponderttt.engine.sequence import Group, Sequence, Span, Status
 from ponderttt.fast_weights.bank import StepTag
 from ponderttt.models.decoder import Decoder
+from ponderttt.models.transfer import settle, tensor_on
 
 
 class Phases:
@@ -130,7 +131,7 @@ class Phases:
     def _report_prompt(self, sequence: Sequence, top: int) -> None:
         if sequence.final is None:
             raise RuntimeError("scoring a prompt needs its final activations")
-        ids = torch.tensor(sequence.tokens[1 : sequence.prompt_len], device=self._model.device)
+        ids = tensor_on(self._model.device, sequence.tokens[1 : sequence.prompt_len])
         scored = []
         for rows, logits in logit_slices(
             sequence.final[: sequence.prompt_len - 1], self._model.head
@@ -143,7 +144,7 @@ class Phases:
     def _decode(self, plan: DecodePlan, tags: tuple[StepTag, ...]) -> None:
         begun = time.perf_counter()
         pieces = [(sequence, 1) for sequence in plan.sequences]
-        normed = self._reader.read(pieces, tags)
+        normed = self._reader.read(pieces, tags, decodes=True)
         logits = self._model.logits(torch.cat(normed))
         states = [s.sampler for s in plan.sequences if s.sampler is not None]
         try:
@@ -187,6 +188,7 @@ class Phases:
             sequence.spans.append(Span(span.end, span.end + group.ttt.chunk_size, "generated"))
 
     def _share_time(self, pieces: list[tuple[Sequence, int]], begun: float) -> None:
+        settle(self._model.device)
         per_row = (time.perf_counter() - begun) / sum(count for _, count in pieces)
         for sequence, count in pieces:
             sequence.read_seconds += per_row * count

@@ -12,6 +12,7 @@ from ponderttt.engine.sequence import Sequence
 from ponderttt.fast_weights.bank import BASE_SLOT, AdapterBank, StepTag
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.kv_cache import KVCache
+from ponderttt.models.transfer import tensor_on
 
 
 class Readable(Protocol):
@@ -63,18 +64,26 @@ class Reader:
         )
 
     @torch.inference_mode()
-    def read(self, pieces: Seq[tuple[Readable, int]], tags: Seq[StepTag]) -> tuple[Tensor, ...]:
+    def read(
+        self,
+        pieces: Seq[tuple[Readable, int]],
+        tags: Seq[StepTag],
+        *,
+        decodes: bool = False,
+    ) -> tuple[Tensor, ...]:
         """Advance each text by its number of tokens, all in one flat batch.
 
         Args:
             pieces: texts and counts; either all of them replay their trunk, or none does.
             tags: whose weights each may see.
+            decodes: every piece is the last token that was drawn. The last token of a prompt is
+                none, however few tokens are read: it is read alike with and without what is known.
         Returns:
             Hidden states after the final norm, [count, hidden] per piece.
         """
         model = self._model
         lengths = [count for _, count in pieces]
-        batch = model.batch([(s.cache, s.computed, count) for s, count in pieces])
+        batch = model.batch([(s.cache, s.computed, n) for s, n in pieces], decodes=decodes)
         if pieces[0][0].replays:
             rows = [_rows(s.boundary, s.computed, count) for s, count in pieces]
             x = torch.cat(rows)
@@ -104,7 +113,7 @@ class Reader:
             for sequence, count in pieces
             for token in sequence.tokens[sequence.computed : sequence.computed + count]
         ]
-        return torch.tensor(flat, device=self._model.device)
+        return tensor_on(self._model.device, flat)
 
     def _keep_boundary(
         self, pieces: Seq[tuple[Readable, int]], x: Tensor, lengths: list[int]

@@ -21,6 +21,7 @@ from torch.nn.functional import threshold
 
 from ponderttt.engine.sampler_state import SamplerState, check_logit_bias
 from ponderttt.engine.sampling_params import SamplingParams
+from ponderttt.models.transfer import tensor_on
 
 __all__ = [
     "NonFiniteLogitsError",
@@ -92,7 +93,7 @@ def sample(logits: Tensor, states: Sequence[SamplerState]) -> list[SampledToken]
         tokens = logits.argmax(dim=-1)
     else:
         drawn = [_draw(row, state) for row, state in zip(logits, states, strict=True)]
-        tokens = torch.tensor(drawn, device=logits.device)
+        tokens = tensor_on(logits.device, drawn)
     return _report(logits, tokens, [state.params.logprobs or 0 for state in states])
 
 

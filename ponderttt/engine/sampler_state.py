@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ponderttt.engine.sampling_params import SamplingParams
 from ponderttt.errors import InvalidRequestError
+from ponderttt.models.transfer import moved, tensor_on
 
 # Below this a division by the temperature overflows float32; vLLM draws the same line.
 _GREEDY_BELOW = 1e-5
@@ -45,7 +46,7 @@ class _SeenTokens:
     def tensors(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Token ids (int64) and how often each was generated (float64; 0: in the prompt only)."""
         ids, counts = self._ids[: self._size], self._counts[: self._size]
-        return torch.from_numpy(ids).to(device), torch.from_numpy(counts).to(device)
+        return moved(torch.from_numpy(ids), device), moved(torch.from_numpy(counts), device)
 
 
 @dataclass(slots=True)
@@ -113,8 +114,8 @@ class SamplerState:
         row = row.clone()
         params = self.params
         if params.logit_bias:
-            ids = torch.tensor(list(params.logit_bias), device=row.device)
-            row[ids] += torch.tensor(list(params.logit_bias.values()), device=row.device)
+            ids = tensor_on(row.device, list(params.logit_bias))
+            row[ids] += tensor_on(row.device, list(params.logit_bias.values()))
         if self._penalises:
             ids, counts = self._count_new_tokens().tensors(row.device)
             # In float64 and clamped, since a repetition penalty may be as small as a float gets.

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ponderttt.models.transfer import tensor_on
+
 Matrices = Mapping[tuple[int, str], tuple[Tensor, Tensor]]
 
 
@@ -34,7 +36,7 @@ class BatchedAdapter:
         first = next(iter(matrices.values()))[0]
         # All slots in order need no gather; that is how a write calls it.
         self._in_order = self._slots == list(range(first.shape[0]))
-        self._index = torch.tensor(self._slots, device=first.device)
+        self._index = tensor_on(first.device, self._slots)
 
     def delta(self, layer: int, module: str, x: Tensor) -> Tensor | None:
         """[N, in] → [N, out], or None where the module does not adapt."""

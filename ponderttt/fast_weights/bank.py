@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ponderttt.fast_weights.adapter import BatchedAdapter
 from ponderttt.fast_weights.layout import AdapterLayout
+from ponderttt.models.transfer import moved
 
 #: The slot that holds zeros and has no owner: reading it adapts nothing.
 BASE_SLOT = 0
@@ -181,9 +182,10 @@ class AdapterBank:
         return tag.version + 1
 
     def _store(self, slot: int, state: AdapterState, version: int) -> None:
-        self._weights[slot].copy_(state.weights)
-        self._first[slot].copy_(state.first)
-        self._second[slot].copy_(state.second)
+        device = self._weights.device
+        self._weights[slot].copy_(moved(state.weights, device))
+        self._first[slot].copy_(moved(state.first, device))
+        self._second[slot].copy_(moved(state.second, device))
         self._steps[slot] = state.step
         self._versions[slot] = version
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ponderttt.models.kv_cache import KVCache
 from ponderttt.models.native.decode_attention import DecodeAttention
+from ponderttt.models.transfer import moved
 
 # Rows of a long piece of text that share a mask.
 _PIECE = 256
@@ -44,9 +45,7 @@ class FlatBatch:
         dtype: of the attention masks.
         replay: see above.
         native: use the kernel in C for steps that decode, where there is one.
-
-    Attributes:
-        decodes: one row of each sequence, as in a step that decodes.
+        decodes: it is a step that decodes, of one row per sequence; None: any batch of such rows.
     """
 
     def __init__(
@@ -57,19 +56,20 @@ class FlatBatch:
         *,
         replay: bool = False,
         native: bool = False,
+        decodes: bool | None = None,
     ) -> None:
         self.segments = tuple(segments)
         self.replay = replay
         self.lengths = [segment.length for segment in segments]
         self._masks: dict[tuple[int, int, int | None], Tensor | None] = {}
-        self.decodes = not replay and all(length == 1 for length in self.lengths)
+        single = not replay and all(length == 1 for length in self.lengths)
+        self.decodes = single if decodes is None else decodes and single
         self._steps: dict[int | None, list[_DecodeViews]] = {}
         self._native = native
         self._kernels: dict[int | None, DecodeAttention] = {}
         self._device, self._dtype = device, dtype
-        self.positions = torch.cat(
-            [torch.arange(s.start, s.start + s.length, device=device) for s in segments]
-        )
+        positions = [torch.arange(s.start, s.start + s.length) for s in segments]
+        self.positions = moved(torch.cat(positions), device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
         """Causal attention of every row over its own sequence.
@@ -227,6 +227,9 @@ def causal_visible(start: int, length: int, window: int | None, device: torch.de
 
 def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """As `_grouped`, of a text from its first token on: the kernel leaves out what is masked."""
+    if q.device.type != "cpu" and k.shape[0] < q.shape[1]:
+        # Elsewhere not every kernel takes groups, and what steps in keeps [heads, T, T].
+        k, v = (each.repeat_interleave(q.shape[1] // k.shape[0], dim=0) for each in (k, v))
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None], k[None], v[None], is_causal=True, enable_gqa=True
     )

@@ -21,6 +21,7 @@ from ponderttt.models.layers import (
     Rotary,
 )
 from ponderttt.models.native.blocks import NativeBlocks
+from ponderttt.models.native.library import identity
 from ponderttt.models.native.stages import NativeStages
 from ponderttt.models.product import FrozenMatrix
 from ponderttt.models.stages import CompiledStages, Norm, Stages
@@ -54,7 +55,7 @@ class Decoder:
         blocks: one per layer.
         final_norm: after the last block.
         head: [V, hidden], the output matrix; its weight may be the embedding itself.
-        native: decode with kernels in C, where there are some for these shapes.
+        native: use kernels in C, where there are some for these shapes.
     """
 
     def __init__(
@@ -75,8 +76,7 @@ class Decoder:
         self.final_norm = final_norm
         self.head = head
         self._native = native
-        self._stages = Stages(config.activation)
-        self._decoding = (NativeStages if native else Stages)(config.activation)
+        self._stages = (NativeStages if native else Stages)(config.activation)
         self._whole = NativeBlocks.of(config, blocks) if native else None
         self.rotary = (
             Rotary(
@@ -97,6 +97,11 @@ class Decoder:
         return self.embedding.dtype
 
     @property
+    def kernels(self) -> str | None:
+        """Which kernels in C are in use, if any."""
+        return identity() if isinstance(self._stages, NativeStages) else None
+
+    @property
     def compiled(self) -> bool:
         """Whether `compile` was called."""
         return isinstance(self._stages, CompiledStages)
@@ -110,7 +115,7 @@ class Decoder:
         Raises:
             ModelError: they can't be compiled here; says why and what to do.
         """
-        self._stages = self._decoding = CompiledStages(self)
+        self._stages = CompiledStages(self)
         self._whole = None
 
     def new_cache(self, capacity: int) -> KVCache:
@@ -118,8 +123,17 @@ class Decoder:
         c = self.config
         return KVCache(c.num_layers, c.num_kv_heads, c.head_dim, capacity, self.device, self.dtype)
 
-    def batch(self, segments: list[tuple[KVCache, int, int]], *, replay: bool = False) -> FlatBatch:
-        """A flat batch of (cache, first position, rows) on this model's device."""
+    def batch(
+        self,
+        segments: list[tuple[KVCache, int, int]],
+        *,
+        replay: bool = False,
+        decodes: bool | None = None,
+    ) -> FlatBatch:
+        """A flat batch of (cache, first position, rows) on this model's device.
+
+        `replay` and `decodes` as of `FlatBatch`.
+        """
         from ponderttt.models.attention import Segment
 
         return FlatBatch(
@@ -128,6 +142,7 @@ class Decoder:
             self.dtype,
             replay=replay,
             native=self._native,
+            decodes=decodes,
         )
 
     def module_parts(self, layer: int) -> tuple[Part, ...]:
@@ -151,15 +166,15 @@ class Decoder:
         if first >= last:
             return x
         rope = self.rotary.at(batch.positions) if self.rotary is not None else None
-        # What decodes has kernels of its own, whatever else is in the step, and nothing else has
-        # them: so a sequence is the same to the bit beside others or alone.
+        # What decodes reads the matrices' codes, whatever else is in the step, and nothing else
+        # does: so a sequence is the same to the bit beside others or alone.
         decodes = self._native and batch.decodes
         if decodes and adapter is None and rope is not None and self._whole is not None:
             c = self.config
             kernel = batch.decode_kernel(c.num_heads, c.sliding_windows[0])
             if kernel is not None and self._whole.takes(x):
                 return self._whole(x, first, last, kernel, rope)
-        stages = self._decoding if decodes else self._stages
+        stages = self._stages
         normed = stages.norm(x, self.blocks[first].attention_norm)
         for layer in range(first, last - 1):
             x, delta = self._block(x, normed, layer, batch, adapter, rope)
@@ -180,12 +195,11 @@ class Decoder:
         """[N, hidden] before the MLP, and what it adds; `normed` is the attention's input."""
         block, c = self.blocks[layer], self.config
         coded = self._native and batch.decodes
-        stages = self._decoding if coded else self._stages
         q, k, v = self.project_qkv(normed, layer, adapter, rope, decodes=coded)
         attended = batch.attend(layer, q, k, v, c.sliding_windows[layer])
         delta = block.output(attended, layer, adapter, coded=coded)[0]
-        x, normed = stages.add_norm(x, delta, block.mlp_norm)
-        hidden = stages.activate(block.up(normed, layer, adapter, coded=coded))
+        x, normed = self._stages.add_norm(x, delta, block.mlp_norm)
+        hidden = self._stages.activate(block.up(normed, layer, adapter, coded=coded))
         return x, block.down(hidden, layer, adapter, coded=coded)[0]
 
     def project_qkv(
@@ -199,16 +213,15 @@ class Decoder:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normed [N, hidden] → rotated queries [N, heads, D], keys and values [N, kv_heads, D].
 
-        `decodes`: by the kernels of a step that decodes.
+        `decodes`: it is a step that decodes, by the matrices' codes.
         """
         c = self.config
-        stages = self._decoding if decodes else self._stages
         joined = self.blocks[layer].qkv.joined(x, layer, adapter, coded=decodes)
         heads = joined.unflatten(-1, (-1, c.head_dim))
         count = heads.shape[1] - c.num_kv_heads
         turning, v = heads[:, :count], heads[:, count:]
         if rope is not None:
-            turning = stages.rotate(heads, count, *rope)
+            turning = self._stages.rotate(heads, count, *rope)
         return turning[:, : c.num_heads], turning[:, c.num_heads :], v
 
     def normed(self, x: Tensor) -> Tensor:

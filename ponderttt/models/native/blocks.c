@@ -46,9 +46,9 @@ void ponderttt_blocks(const Block *blocks, long first, long last, const Places *
     for (long layer = first; layer < last; layer++) {
         const Block *b = blocks + layer;
         ponderttt_add_rms_norm(x, hidden, delta, hidden, rows, hidden, b->attention_norm,
-                               b->attention_eps, x, normed);
+                               b->attention_eps, x, normed, threads);
         multiply(&b->qkv, normed, rows, panels, joined, threads);
-        ponderttt_rotate(joined, stride, rows, heads + kv_heads, cos, sin);
+        ponderttt_rotate(joined, stride, rows, heads + kv_heads, cos, sin, threads);
         for (long s = 0; s < rows; s++) {
             keys[s] = places->keys[s] + layer * places->layer_strides[s];
             values[s] = places->values[s] + layer * places->layer_strides[s];
@@ -59,7 +59,7 @@ void ponderttt_blocks(const Block *blocks, long first, long last, const Places *
                          attended, threads);
         multiply(&b->output, attended, rows, panels, delta, threads);
         ponderttt_add_rms_norm(x, hidden, delta, hidden, rows, hidden, b->mlp_norm, b->mlp_eps, x,
-                               normed);
+                               normed, threads);
         multiply(&b->up, normed, rows, panels, wide, threads);
         ponderttt_silu_gate(wide, 2 * inner, wide + inner, 2 * inner, rows, inner, gated, threads);
         multiply(&b->down, gated, rows, panels, delta, threads);

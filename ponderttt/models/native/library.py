@@ -34,13 +34,28 @@ _SIGNATURES: dict[str, tuple[object, list[object]]] = {
     ),
     "ponderttt_add_rms_norm": (
         None,
-        [_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _POINTER, _FLOAT, _POINTER, _POINTER],
+        [
+            *[_POINTER, _LONG] * 2,
+            *[_LONG] * 2,
+            _POINTER,
+            _FLOAT,
+            *[_POINTER] * 2,
+            _LONG,
+        ],
+    ),
+    "ponderttt_rms_norm_back": (
+        None,
+        [_POINTER, _LONG, _LONG, _POINTER, _FLOAT, *[_POINTER, _LONG] * 2, _POINTER, _LONG],
     ),
     "ponderttt_silu_gate": (
         None,
         [_POINTER, _LONG, _POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG],
     ),
-    "ponderttt_rotate": (None, [_POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER]),
+    "ponderttt_silu_gate_back": (
+        None,
+        [*[_POINTER, _LONG] * 3, *[_LONG] * 2, *[_POINTER] * 2, _LONG],
+    ),
+    "ponderttt_rotate": (None, [_POINTER, *[_LONG] * 3, *[_POINTER] * 2, _LONG]),
     "ponderttt_blocks": (
         None,
         [*_BLOCKS, _FLOAT, *[_POINTER] * 7, _LONG],
@@ -72,6 +87,11 @@ def library() -> ctypes.CDLL | None:
     except NativeUnavailableError as error:
         _LOG.info("decoding without native kernels: %s", error)
         return None
+
+
+def identity() -> str | None:
+    """Of the kernels in use, by their sources; None where there are none."""
+    return _digest() if library() is not None else None
 
 
 def load() -> ctypes.CDLL:

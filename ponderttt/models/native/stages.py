@@ -1,4 +1,4 @@
-"""What a block does between its matrix products, by kernels in C, while decoding."""
+"""What a block does between its matrix products, by kernels in C."""
 
 from __future__ import annotations
 

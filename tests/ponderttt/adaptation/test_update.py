@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ponderttt.adaptation.actions import Action
 from ponderttt.adaptation.rules import UpdateRule
+from ponderttt.adaptation.update import Write
 from tests.ponderttt import reference
 from tests.ponderttt.adaptation.writes import LENIENT, PeftSession, Session, World
 
@@ -89,6 +92,35 @@ def test_batched_writes_equal_peft_and_torch_one_by_one(
             for index, (mine, peft) in enumerate(zip(ours, theirs, strict=True)):
                 if chunk >= UNLEARNED.get(index, 0):
                     assert_same_session(mine, peft)
+
+
+def test_writes_of_many_rows_are_taken_in_batches_and_are_the_same(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths, found, batches = [30, 40, 90, 20, 60], [], []
+    for most_rows in (10**6, 80):
+        world = World(tiny_llama_dir, targets="mlp")
+        monkeypatch.setattr(world.writer, "_most_rows", most_rows)
+        step = world.writer._gradient_step
+        sizes: list[int] = []
+
+        def noted(writes: Sequence[Write], step: Any = step, sizes: list[int] = sizes) -> None:
+            sizes.append(len(writes))
+            step(writes)
+
+        monkeypatch.setattr(world.writer, "_gradient_step", noted)
+        sessions = []
+        for index, length in enumerate(lengths):
+            tokens = reference.code_ids(tiny_llama_dir, length, offset=200 * index)
+            sessions.append(world.session(f"s{index}", tokens))
+            sessions[-1].read(length)
+        world.learn([s.write(0, len(s.tokens)) for s in sessions])
+        found.append([world.bank.state(s.slot, s.owner).weights for s in sessions])
+        batches.append(sizes)
+    # 29 + 39 rows, 89 that are too many by themselves, 19 + 59.
+    assert batches == [[5], [2, 1, 2]]
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("action", [Action.UPDATE_1, Action.UPDATE_2, Action.UPDATE_4])

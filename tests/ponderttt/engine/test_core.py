@@ -339,9 +339,9 @@ def poisoned(core: EngineCore, victim: str, when: str) -> Iterator[None]:
     """Make the hidden states of one request NaN in a phase, as overflow would."""
     read = Reader.read
 
-    def poison(self: Reader, pieces: Any, tags: Any) -> Any:
-        normed = read(self, pieces, tags)
-        kind = "decode" if all(count == 1 for _, count in pieces) else "prefill"
+    def poison(self: Reader, pieces: Any, tags: Any, *, decodes: bool = False) -> Any:
+        normed = read(self, pieces, tags, decodes=decodes)
+        kind = "decode" if decodes else "prefill"
         out = []
         for (sequence, _), rows in zip(pieces, normed, strict=True):
             hit = sequence.group.id == victim and kind == when

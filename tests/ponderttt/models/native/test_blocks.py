@@ -150,6 +150,25 @@ def test_a_text_is_read_alike_beside_others_and_alone(native: Decoder) -> None:
     assert torch.equal(found, wanted)
 
 
+def test_last_token_of_a_prompt_is_read_as_a_prompt_not_decoded(native: Decoder) -> None:
+    """What is known of a prompt may leave one token to be read: alone, or beside longer pieces."""
+    ids = torch.arange(21)
+
+    def last(beside: bool, decodes: bool) -> Tensor:
+        with torch.inference_mode():
+            cache = native.new_cache(21)
+            before = native.batch([(cache, 0, 20)], decodes=False)
+            native.run(native.embed(ids[:20], before), 0, 3, before)
+            pieces = [(cache, 20, 1)] + ([(native.new_cache(9), 0, 9)] if beside else [])
+            batch = native.batch(pieces, decodes=decodes)
+            rows = torch.cat((ids[20:], ids[:9])) if beside else ids[20:]
+            return native.run(native.embed(rows, batch), 0, 3, batch)[:1]
+
+    alone, beside, decoded = last(False, False), last(True, False), last(False, True)
+    torch.testing.assert_close(alone, beside, rtol=0, atol=2e-6)
+    assert not torch.equal(alone, decoded)
+
+
 def test_gradients_are_not_lost_where_there_is_no_kernel_for_them(native: Decoder) -> None:
     batch = native.batch([(native.new_cache(2), 0, 1)])
     q = reference.noise(1, 3, 64).requires_grad_()

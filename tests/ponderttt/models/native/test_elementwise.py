@@ -5,15 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ponderttt.models.layers import Rotary, rotate
 from ponderttt.models.native import elementwise
 from tests.ponderttt import reference
 
 MOST_ROWS = 32
+# Shared among threads.
+MANY_ROWS = 150
 
 
-@pytest.mark.parametrize("rows", [1, 2, MOST_ROWS])
+@pytest.mark.parametrize("rows", [1, 2, MOST_ROWS, MANY_ROWS])
 def test_sum_and_norm_are_torchs(rows: int) -> None:
     x, delta = (5 * reference.noise(rows, 2 * 576)).split(576, dim=1)
     weight = reference.noise(576, seed=1)
@@ -23,7 +26,7 @@ def test_sum_and_norm_are_torchs(rows: int) -> None:
     torch.testing.assert_close(normed, wanted, rtol=2e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [1, 2, MOST_ROWS])
+@pytest.mark.parametrize("rows", [1, 2, MOST_ROWS, MANY_ROWS])
 def test_gate_is_silu_times_up(rows: int) -> None:
     whole = 30 * reference.noise(rows, 2 * 1536)
     whole[0, :6] = torch.tensor([0.0, -0.0, 200.0, -200.0, 1e-30, -87.5])
@@ -32,10 +35,52 @@ def test_gate_is_silu_times_up(rows: int) -> None:
     torch.testing.assert_close(found, F.silu(gate) * up, rtol=2e-6, atol=1e-30)
 
 
-def test_rotation_turns_the_first_heads_in_place() -> None:
+@pytest.mark.parametrize("rows", [1, MANY_ROWS])
+def test_gradients_of_sum_and_norm_are_those_of_torch_in_float64(rows: int) -> None:
+    x, delta = (reference.noise(rows, 2 * 576)).split(576, dim=1)
+    weight = reference.noise(576, seed=1)
+    at_total, at_normed = reference.noise(rows, 576, seed=2), reference.noise(rows, 576, seed=3)
+
+    def gradients(of: torch.dtype, native: bool) -> tuple[Tensor, ...]:
+        ours = [each.to(of).requires_grad_() for each in (x, delta)]
+        if native:
+            total, normed = elementwise.add_rms_norm(ours[0], ours[1], weight, 1e-5)
+        else:
+            total = ours[0] + ours[1]
+            normed = F.rms_norm(total, (576,), weight.to(of), 1e-5)
+        return torch.autograd.grad((total, normed), ours, (at_total.to(of), at_normed.to(of)))
+
+    exact = gradients(torch.float64, native=False)
+    for found, usual, wanted in zip(
+        gradients(torch.float32, native=True),
+        gradients(torch.float32, native=False),
+        exact,
+        strict=True,
+    ):
+        assert (found - wanted).abs().max() <= 2 * (usual - wanted).abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("rows", [1, MANY_ROWS])
+def test_gradients_of_the_gate_are_those_of_torch_in_float64(rows: int) -> None:
+    whole = 10 * reference.noise(rows, 2 * 1536)
+    whole[0, :6] = torch.tensor([0.0, -0.0, 200.0, -200.0, 1e-30, -87.5])
+    at = reference.noise(rows, 1536, seed=1)
+
+    def gradient(of: torch.dtype, native: bool) -> Tensor:
+        joined = whole.to(of).requires_grad_()
+        gate, up = joined.split(1536, dim=1)
+        y = elementwise.silu_gate(gate, up) if native else F.silu(gate) * up
+        return torch.autograd.grad(y, joined, at.to(of))[0]
+
+    found, wanted = gradient(torch.float32, native=True), gradient(torch.float64, native=False)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [3, MANY_ROWS])
+def test_rotation_turns_the_first_heads_in_place(rows: int) -> None:
     rotary = Rotary(1 / 10000 ** (torch.arange(32) / 32), 1.0, 500, *_CPU)
-    rope = rotary.at(torch.tensor([0, 3, 499]))
-    joined = reference.noise(3, 15, 64)
+    rope = rotary.at(torch.arange(rows) * 499 // (rows - 1))
+    joined = reference.noise(rows, 15, 64)
     wanted, rest = rotate(joined[:, :12], *rope), joined[:, 12:].clone()
     elementwise.rotate_(joined[:, :12], *rope)
     torch.testing.assert_close(joined[:, :12], wanted, rtol=1e-6, atol=1e-6)
@@ -45,16 +90,12 @@ def test_rotation_turns_the_first_heads_in_place() -> None:
 _CPU = (torch.device("cpu"), torch.float32)
 
 
-def test_only_rows_without_gradients_are_taken() -> None:
+def test_only_float32_in_whole_vectors_is_taken() -> None:
     x = reference.noise(4, 64)
     assert elementwise.takes(x)
     assert not elementwise.takes(x.double())
     assert not elementwise.takes(x[:, :40])
     assert not elementwise.takes(x.T)
-    learning = x.clone().requires_grad_()
-    assert not elementwise.takes(learning)
-    with torch.inference_mode():
-        assert elementwise.takes(learning)
 
 
 def test_only_heads_of_one_size_side_by_side_are_rotated() -> None:
@@ -63,3 +104,7 @@ def test_only_heads_of_one_size_side_by_side_are_rotated() -> None:
     assert elementwise.can_rotate(heads[:, 1:])
     assert not elementwise.can_rotate(reference.noise(2, 3, 32))
     assert not elementwise.can_rotate(heads[:, ::2])
+    learning = heads.clone().requires_grad_()
+    assert not elementwise.can_rotate(learning)
+    with torch.inference_mode():
+        assert elementwise.can_rotate(learning)
