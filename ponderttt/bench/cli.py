@@ -28,6 +28,10 @@ def engine(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Our side as served with --compile.")
     ] = False,
+    vllm_compiled: Annotated[
+        bool,
+        typer.Option("--vllm-compile", help="vLLM with torch.compile instead of eager."),
+    ] = False,
     output: Annotated[Path, typer.Option(help="Directory of table, JSON and plots.")] = Path(
         "bench-engine"
     ),
@@ -54,7 +58,13 @@ def engine(
     what = settings(served_name(model), threads, repeats, quick, seed, compiled=compiled)
     results = Results.resume(output, what) if resume else Results(output, what)
     with open_lab(
-        model, threads=threads, quick=quick, seed=seed, progress=True, compiled=compiled
+        model,
+        threads=threads,
+        quick=quick,
+        seed=seed,
+        progress=True,
+        compiled=compiled,
+        vllm_compiled=vllm_compiled,
     ) as lab:
         _measure_rows(chosen, lab, results, repeats)
         if scaling:

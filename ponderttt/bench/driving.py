@@ -19,16 +19,22 @@ OFF = TTTParams(gate="off")
 
 @dataclass(slots=True)
 class Heard:
-    """The events of one request and when they came, seconds of the performance counter."""
+    """The events of one request and when they came, seconds of the performance counter.
+
+    `after_chunk` is called whenever a chunk has been learned or skipped.
+    """
 
     request: Request
     events: list[Event] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    after_chunk: Callable[[], None] | None = None
 
     def hear(self, event: Event) -> None:
         """Take an event."""
         self.events.append(event)
         self.times.append(time.perf_counter())
+        if self.after_chunk is not None and isinstance(event, ChunkEvent):
+            self.after_chunk()
 
     @property
     def ended(self) -> bool:
@@ -66,11 +72,13 @@ def sampled(prompt: Sequence[int], tokens: int, ttt: TTTParams, seed: int) -> Ge
     return GenerateRequest(tuple(prompt), sampling, ttt)
 
 
-def submit(core: EngineCore, requests: Iterable[Request]) -> list[Heard]:
+def submit(
+    core: EngineCore, requests: Iterable[Request], after_chunk: Callable[[], None] | None = None
+) -> list[Heard]:
     """Queue requests; their events come in as the engine steps."""
     heard = []
     for request in requests:
-        one = Heard(request)
+        one = Heard(request, after_chunk=after_chunk)
         core.enqueue(core.prepare(request, one.hear))
         heard.append(one)
     return heard
@@ -89,17 +97,21 @@ def drain(core: EngineCore) -> None:
         core.step()
 
 
-def run(core: EngineCore, requests: Iterable[Request]) -> list[Heard]:
-    """Run requests side by side to their ends."""
-    heard = submit(core, requests)
+def run(
+    core: EngineCore, requests: Iterable[Request], after_chunk: Callable[[], None] | None = None
+) -> list[Heard]:
+    """Run requests side by side to their ends; `after_chunk` as of `Heard`."""
+    heard = submit(core, requests, after_chunk)
     step_until(core, lambda: all(one.ended for one in heard))
     return heard
 
 
-def timed_run(core: EngineCore, requests: Iterable[Request]) -> tuple[float, list[Heard]]:
+def timed_run(
+    core: EngineCore, requests: Iterable[Request], after_chunk: Callable[[], None] | None = None
+) -> tuple[float, list[Heard]]:
     """Seconds from the first request's arrival to the last one's end."""
     begun = time.perf_counter()
-    heard = run(core, requests)
+    heard = run(core, requests, after_chunk)
     return time.perf_counter() - begun, heard
 
 

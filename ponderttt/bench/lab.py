@@ -96,6 +96,7 @@ def open_lab(
     seed: int = 0,
     progress: bool = False,
     compiled: bool = False,
+    vllm_compiled: bool = False,
 ) -> Iterator[Lab]:
     """Load a model in float32 on the CPU, limit torch to `threads`, and end the peers afterwards.
 
@@ -105,7 +106,8 @@ def open_lab(
     before = torch.get_num_threads()
     path = store.resolve(model, progress=progress)
     decoder = load_decoder(path, torch_device("cpu"), torch_dtype("float32"))
-    vllm = VllmPeer(path, threads, min(decoder.config.max_positions, _VLLM_MAX_LEN))
+    longest = min(decoder.config.max_positions, _VLLM_MAX_LEN)
+    vllm = VllmPeer(path, threads, longest, eager=not vllm_compiled)
     try:
         torch.set_num_threads(threads)
         if compiled:

@@ -25,13 +25,21 @@ class VllmPeer:
         threads: OpenMP threads.
         max_model_len: tokens of prompt and completion.
         command: starts the worker; None: by the Python of vLLM's environment.
+        eager: without torch.compile, which takes two minutes at start-up.
     """
 
     def __init__(
-        self, path: Path, threads: int, max_model_len: int, command: Sequence[str] | None = None
+        self,
+        path: Path,
+        threads: int,
+        max_model_len: int,
+        command: Sequence[str] | None = None,
+        *,
+        eager: bool = True,
     ) -> None:
         self._path, self._threads, self._max_model_len = path, threads, max_model_len
         self._command = command
+        self._mode = "eager" if eager else "compiled"
         self._process: subprocess.Popen[str] | None = None
         self._log: IO[str] | None = None
         self.facts: dict[str, Any] = {}
@@ -89,7 +97,7 @@ class VllmPeer:
         environment.pop("PYTHONPATH", None)
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [*command, str(self._path), str(self._max_model_len)],
+            [*command, str(self._path), str(self._max_model_len), self._mode],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -1,6 +1,6 @@
 """vLLM as a peer, in an environment of its own: JSON lines in, JSON lines out.
 
-    VLLM_ENV/bin/python vllm_worker.py MODEL_DIRECTORY MAX_MODEL_LEN
+    VLLM_ENV/bin/python vllm_worker.py MODEL_DIRECTORY MAX_MODEL_LEN eager|compiled
 
 The first line out says that the model is loaded. Then {"prompts": [[id, ...], ...], "tokens": m}
 continues all prompts greedily by m tokens each, at once, and answers with the seconds it took and
@@ -16,7 +16,7 @@ import time
 from typing import Any, TextIO
 
 
-def main(directory: str, max_model_len: int, answers: TextIO) -> None:
+def main(directory: str, max_model_len: int, eager: bool, answers: TextIO) -> None:
     """Answer requests until standard input ends."""
     import torch
     import vllm
@@ -24,10 +24,11 @@ def main(directory: str, max_model_len: int, answers: TextIO) -> None:
     model = vllm.LLM(
         model=directory,
         dtype="float32",
-        enforce_eager=True,
+        enforce_eager=eager,
         max_model_len=max_model_len,
     )
-    _answer(answers, {"version": vllm.__version__, "threads": torch.get_num_threads()})
+    facts = {"version": vllm.__version__, "threads": torch.get_num_threads(), "eager": eager}
+    _answer(answers, facts)
     for line in sys.stdin:
         request = json.loads(line)
         params = vllm.SamplingParams(
@@ -50,4 +51,4 @@ if __name__ == "__main__":
     # vLLM logs to standard output, which is for answers here.
     kept = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    main(sys.argv[1], int(sys.argv[2]), kept)
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3] == "eager", kept)

@@ -61,13 +61,18 @@ class _Sessions:
     def _ours(self, core: EngineCore, rounds: Rounds, number: int) -> Sample:
         prompts = rounds[number]
         names = [f"{self._name}-{number}-{index}" for index in range(len(prompts))]
-        for name in names:
-            core.sessions.create(name, TTTParams())
+        sessions = [core.sessions.create(name, TTTParams()) for name in names]
+
+        def forget() -> None:
+            # What repeats itself is learned again, as the loop does: else we would save its steps.
+            for session in sessions:
+                session.learned.clear()
+
         requests = [
             greedy(prompt, self._new, self._ttt(name))
             for name, prompt in zip(names, prompts, strict=True)
         ]
-        seconds, heard = timed_run(core, requests)
+        seconds, heard = timed_run(core, requests, forget)
         for name in names:
             core.delete_session(name)
         rate = len(prompts) * self._new / seconds
@@ -94,9 +99,9 @@ class _Sessions:
 
 
 def _extra(losses: list[tuple[int, float]], requests: int) -> dict[str, float]:
-    """Requests taken, and the mean loss of the chunks, each before it was learned."""
+    """Requests taken; of the first two the chunks learned and their mean loss before it."""
     loss = {"loss": mean_loss(losses)} if losses else {}
-    return {"requests": requests, **loss}
+    return {"requests": requests, "chunks": len(losses), **loss}
 
 
 class PromptHeavy(_Sessions):

@@ -39,7 +39,7 @@ def peer(tmp_path: Path) -> Iterator[VllmPeer]:
 def test_worker_gets_threads_directory_and_length(peer: VllmPeer, tmp_path: Path) -> None:
     assert peer.generate([[1, 2], [3]], 2) == (0.5, [[2, 2], [1, 1]])
     assert peer.generate([[1]], 1) == (0.5, [[1]])
-    assert peer.facts == {"threads": 3, "arguments": [str(tmp_path), "2048"]}
+    assert peer.facts == {"threads": 3, "arguments": [str(tmp_path), "2048", "eager"]}
 
 
 def test_worker_that_dies_is_reported_with_its_last_words_and_started_again(peer: VllmPeer) -> None:
