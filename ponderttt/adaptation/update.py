@@ -38,9 +38,9 @@ from ponderttt.models.transfer import tensor_on
 # Bytes: 256 tokens of a vocabulary of 150,000 are 155 MB.
 _KEPT = 256 << 20
 
-# Bytes of the widest activations that a batch of writes has on a CPU. Larger blocks glibc gives
-# back to the kernel at once, and their fresh pages cost more than fewer calls save.
-_WIDEST = 32 << 20
+# Bytes of the widest activations that a batch of writes has on a CPU. Beyond, they fall out of its
+# caches, which costs more than fewer calls save.
+_WIDEST = 10 << 20
 
 #: Tokens on which a write is judged at least, where it has so many.
 _LEAST_JUDGED = 32
