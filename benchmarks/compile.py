@@ -80,7 +80,8 @@ class Work:
     def step(self, streams: int) -> Tensor:
         """[streams, V] logits: one token of each stream, at the position after a chunk."""
         decoder = self.decoder
-        batch = decoder.batch([(cache, _CHUNK, 1) for cache in self._caches[:streams]])
+        places = [(cache, _CHUNK, 1) for cache in self._caches[:streams]]
+        batch = decoder.batch(places, decodes=True)
         x = decoder.embed(self._ids[:streams], batch)
         x = decoder.run(x, 0, decoder.config.num_layers, batch)
         return decoder.logits(decoder.normed(x))

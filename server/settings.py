@@ -249,8 +249,9 @@ class Settings(BaseSettings):
     native_kernels: bool = setting(
         "Limits",
         True,
-        "Decode with kernels in C, compiled at the first start, where the machine has gcc and "
-        "AVX-512; keeps the weights' codes as well (0.2 to 0.3 of their memory).",
+        "Decode, and do norms and gates of reading and learning, with kernels in C, compiled at "
+        "the first start, where the machine has gcc and AVX-512; keeps the weights' codes as well "
+        "(0.2 to 0.3 of their memory).",
     )
     compile: bool = setting(
         "Model",

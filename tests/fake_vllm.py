@@ -254,7 +254,7 @@ class _Text:
             views = layout.views(weights.unsqueeze(0))
             adapter = BatchedAdapter(views, [0], [count], layout.config.scale)
         start = self._cache.length
-        batch = model.batch([(self._cache, start, count)])
+        batch = model.batch([(self._cache, start, count)], decodes=start > 0)
         x = model.embed(torch.tensor(self._new), batch)
         x = model.run(x, 0, model.config.num_layers, batch, adapter)
         self._cache.length = start + count

@@ -1,8 +1,9 @@
 """The write: gradient steps on the fast weights by replay of the adaptive blocks.
 
 Serving keeps the hidden states at the trunk's top (the boundary activations) of every chunk, so a
-write runs only the blocks above, with gradients, for many sessions at once. Each session's rows
-touch its own slot only, so one backward yields every session's own gradient.
+write runs only the blocks above, with gradients, for several sessions at once; on a CPU, for no
+more than have activations that stay in its caches. Each session's rows touch its own slot only, so
+one backward yields every session's own gradient.
 """
 
 from __future__ import annotations

@@ -73,8 +73,9 @@ class EngineConfig:
             the model's device. 0 keeps nothing.
         packed_weights: keep the model's matrices in faster layouts as well, where there are such
             (float32 on a CPU): products 1.1 to 2 times as fast for 2 to 2.5 times the memory.
-        native_kernels: decode with kernels in C, compiled at the first start, where the machine has
-            gcc and AVX-512; keeps the weights' codes as well (0.2 to 0.3 of their memory).
+        native_kernels: decode, and do norms and gates of reading and learning, with kernels in C,
+            compiled at the first start, where the machine has gcc and AVX-512; keeps the weights'
+            codes as well (0.2 to 0.3 of their memory).
         compile: have `torch.compile` make kernels of what lies between the matrix products, when
             the model is loaded; needs a C++ compiler on a CPU.
         max_batch_tokens: rows of one prefill or write phase when nothing decodes.

@@ -225,10 +225,11 @@ class EngineCore:
             "lora": [layout.config.rank, layout.first_layer, layout.size],
             "optimizer": self.writer.rule.optimizer,
             "packed": self.model.head.packed_bytes > 0,
-            "kernels": self.model.kernels,
         }
+        # Only where there are some, so that the figures of earlier starts stay known.
+        if self.model.kernels is not None:
+            key["kernels"] = self.model.kernels
         if self.model.compiled:
-            # Only then, so that the figures of earlier starts stay known.
             key["compiled"] = True
         size = min(chunk_size, self.max_model_len)
         self.costs["measured"] = cached_costs(

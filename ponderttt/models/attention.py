@@ -45,7 +45,8 @@ class FlatBatch:
         dtype: of the attention masks.
         replay: see above.
         native: use the kernel in C for steps that decode, where there is one.
-        decodes: it is a step that decodes, of one row per sequence; None: any batch of such rows.
+        decodes: the rows are tokens that were drawn, one per sequence. A text's last row is none:
+            it is read as the rows before it. No effect where a sequence has several, or on replay.
     """
 
     def __init__(
@@ -56,14 +57,13 @@ class FlatBatch:
         *,
         replay: bool = False,
         native: bool = False,
-        decodes: bool | None = None,
+        decodes: bool = False,
     ) -> None:
         self.segments = tuple(segments)
         self.replay = replay
         self.lengths = [segment.length for segment in segments]
         self._masks: dict[tuple[int, int, int | None], Tensor | None] = {}
-        single = not replay and all(length == 1 for length in self.lengths)
-        self.decodes = single if decodes is None else decodes and single
+        self.decodes = decodes and not replay and all(length == 1 for length in self.lengths)
         self._steps: dict[int | None, list[_DecodeViews]] = {}
         self._native = native
         self._kernels: dict[int | None, DecodeAttention] = {}

@@ -132,7 +132,7 @@ def load_decoder(
         device, dtype: where and as what the weights are kept.
         packed: keep the matrices in faster layouts as well, where there are such; takes twice the
             memory.
-        native: decode with kernels in C (`ponderttt.models.native`), where this machine has them.
+        native: use kernels in C (`ponderttt.models.native`), where this machine has them.
         compiled: as after `Decoder.compile`.
     Raises:
         ModelError: unsupported architecture; missing, misshapen, unexpected or quantised tensors;

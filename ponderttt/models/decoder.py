@@ -98,8 +98,13 @@ class Decoder:
 
     @property
     def kernels(self) -> str | None:
-        """Which kernels in C are in use, if any."""
-        return identity() if isinstance(self._stages, NativeStages) else None
+        """Which kernels in C are in use between the products, by their sources; None: none.
+
+        None also after `compile`, which puts its own in their place; products and attention of a
+        decode step have theirs in C even then.
+        """
+        fits = self.device.type == "cpu" and self.dtype == torch.float32
+        return identity() if fits and isinstance(self._stages, NativeStages) else None
 
     @property
     def compiled(self) -> bool:
@@ -128,7 +133,7 @@ class Decoder:
         segments: list[tuple[KVCache, int, int]],
         *,
         replay: bool = False,
-        decodes: bool | None = None,
+        decodes: bool = False,
     ) -> FlatBatch:
         """A flat batch of (cache, first position, rows) on this model's device.
 

@@ -1,8 +1,9 @@
 """What a block does between its matrix products: norms, rotation, activation, residual sums.
 
-`Stages` does it operation by operation. `CompiledStages` has `torch.compile` make one kernel of
-each stage; products and attention stay as they are, since their kernels are the best there are.
-All that serving meets is compiled at start-up, so that no request waits for a compiler.
+`Stages` does it operation by operation; with kernels in C for most of them, see
+`ponderttt.models.native.stages`. `CompiledStages` has `torch.compile` make one kernel of each stage
+instead; products and attention stay as they are, since their kernels are the best there are. All
+that serving meets is compiled at start-up, so that no request waits for a compiler.
 """
 
 from __future__ import annotations

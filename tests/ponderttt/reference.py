@@ -90,10 +90,13 @@ def forward(
     decoder: Decoder,
     pieces: Sequence[tuple[KVCache, int, Sequence[int]]],
     adapter: BatchedAdapter | None = None,
+    *,
+    decodes: bool = False,
 ) -> list[Tensor]:
     """One flat step over (cache, start, tokens); the logits [T, V] of each piece."""
     lengths = [len(ids) for _, _, ids in pieces]
-    batch = decoder.batch([(cache, start, len(ids)) for cache, start, ids in pieces])
+    segments = [(cache, start, len(ids)) for cache, start, ids in pieces]
+    batch = decoder.batch(segments, decodes=decodes)
     x = decoder.embed(torch.tensor([token for _, _, ids in pieces for token in ids]), batch)
     x = decoder.run(x, 0, decoder.config.num_layers, batch, adapter)
     for cache_, start, ids in pieces:

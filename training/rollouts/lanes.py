@@ -255,7 +255,9 @@ class Lanes:
     def write(
         self, lanes: Seq[Lane], actions: Seq[Action], *, keep_states: bool = False
     ) -> list[Outcome]:
-        """Gradient steps on the chunks read last, in one batch; nothing is committed.
+        """Gradient steps on the chunks read last, in the batches of `Writer.step`.
+
+        They are committed, where they don't fail, unless the states are kept.
 
         Args:
             lanes: whose chunks; all of them learn (no SKIP).

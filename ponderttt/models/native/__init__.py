@@ -1,4 +1,6 @@
-"""Kernels of a decode step in C, for CPUs; compiled where the server first starts.
+"""Kernels in C, for CPUs; compiled where the server first starts.
+
+They decode, and of reading and learning do what lies between the products.
 
 A step of a few rows takes the time to read the weights. Checkpoints that come from a quantised file
 (GGUF) hold few different values per group of 32 weights, so they can be read as codes of 4 or 8

@@ -1,4 +1,5 @@
-/* What lies between a step's products: small enough that calls cost more than arithmetic. */
+/* What lies between products. Of a decode step it is so little that calls cost more than
+ * arithmetic; of the many rows of a text or a write, each is gone through once. */
 #include <math.h>
 #include <omp.h>
 

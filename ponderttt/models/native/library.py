@@ -80,12 +80,12 @@ def library() -> ctypes.CDLL | None:
     """The kernels, compiled once per machine and version; None where there are none (logged)."""
     # The vectors work on other machines, too, but oneDNN is faster there.
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        _LOG.info("decoding without native kernels: this CPU has no AVX-512")
+        _LOG.info("going on without kernels in C: this CPU has no AVX-512")
         return None
     try:
         return load()
     except NativeUnavailableError as error:
-        _LOG.info("decoding without native kernels: %s", error)
+        _LOG.info("going on without kernels in C: %s", error)
         return None
 
 

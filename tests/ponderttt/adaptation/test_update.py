@@ -100,6 +100,8 @@ def test_writes_of_many_rows_are_taken_in_batches_and_are_the_same(
     lengths, found, batches = [30, 40, 90, 20, 60], [], []
     for most_rows in (10**6, 80):
         world = World(tiny_llama_dir, targets="mlp")
+        # 10 MiB of float32, of gate and up together: 2 × 128.
+        assert world.writer._most_rows == 10 * 2**20 // (4 * 256)
         monkeypatch.setattr(world.writer, "_most_rows", most_rows)
         step = world.writer._gradient_step
         sizes: list[int] = []

@@ -14,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ponderttt.adaptation.actions import Action, CostModel
 from ponderttt.adaptation.params import TTTParams
+from ponderttt.engine import core as core_module
 from ponderttt.engine import costs as costs_module
 from ponderttt.engine.core import EngineCore
 from ponderttt.engine.costs import cached_costs, estimate_costs, measure_costs
@@ -137,6 +138,19 @@ def test_engine_that_measures_keeps_the_figures_for_its_next_start(
     # Another chunk size is another measurement.
     again.measure_costs(32)
     assert len(list((tmp_path / "costs").iterdir())) == 2
+
+
+@pytest.mark.parametrize("kernels", [None, "0123456789abcdef"])
+def test_figures_are_kept_by_the_kernels_only_where_there_are_some(
+    kernels: str | None, tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PONDERTTT_CACHE", str(tmp_path))
+    monkeypatch.setattr(Decoder, "kernels", kernels)
+    monkeypatch.setattr(core_module, "measure_costs", lambda *given: MEASURED)
+    harness.make_core(tiny_llama_dir).measure_costs(64)
+    (path,) = (tmp_path / "costs").iterdir()
+    key = json.loads(path.read_text())["key"]
+    assert key.get("kernels", "none") == (kernels or "none")
 
 
 # --- the cache ------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from ponderttt.models import decoder as decoder_module
 from ponderttt.models.checkpoint import load_decoder
 from ponderttt.models.decoder import Decoder
 from tests.ponderttt import reference
@@ -169,6 +170,23 @@ def test_logits_of_an_embedded_model_are_those_of_transformers(
     assert_same_logits(plain, expected, rtol=1e-5)
 
 
+def test_kernels_are_asked_for_where_there_can_be_some(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_module, "identity", lambda: "these")
+    assert load_decoder(tiny_llama_dir).kernels == "these"
+    assert load_decoder(tiny_llama_dir, native=False).kernels is None
+
+    def compiles() -> None:
+        raise AssertionError("compiled for nothing")
+
+    monkeypatch.setattr(decoder_module, "identity", compiles)
+    assert load_decoder(tiny_llama_dir, dtype=torch.bfloat16).kernels is None
+    elsewhere = load_decoder(tiny_llama_dir)
+    elsewhere.embedding = elsewhere.embedding.to("meta")
+    assert elsewhere.kernels is None
+
+
 @pytest.mark.real_model
 def test_packed_matrices_are_about_as_exact_as_transformers(smollm2_dir: Path) -> None:
     """Other kernels sum in another order, which takes some logits beyond 1e-4 of one another."""
@@ -203,7 +221,8 @@ def test_decoding_by_native_kernels_is_about_as_exact_as_without(smollm2_dir: Pa
             ]
             if not together:
                 rows = [[row] for step in rows for row in step]
-            return torch.cat([part for step in rows for part in reference.forward(decoder, step)])
+            steps = (reference.forward(decoder, step, decodes=True) for step in rows)
+            return torch.cat([part for step in steps for part in step])
 
     exact = decoded(load_decoder(smollm2_dir, dtype=torch.float64), True)
     plain = decoded(load_decoder(smollm2_dir, packed=False, native=False), True)

@@ -71,7 +71,7 @@ def served(decoder: Decoder, layout: AdapterLayout | None, weights: Tensor) -> l
         pieces = [(cache, 0, ids[n : n + 40]) for n, cache in enumerate(caches)]
         found += reference.forward(decoder, pieces, adapter)
         pieces = [(cache, 40, ids[n + 40 : n + 41]) for n, cache in enumerate(caches)]
-        found += reference.forward(decoder, pieces, steps)
+        found += reference.forward(decoder, pieces, steps, decodes=True)
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,11 @@ from ponderttt.adaptation.params import TTTParams
 from ponderttt.adaptation.policy import PolicyGate
 from ponderttt.engine.core import EngineCore
 from ponderttt.errors import InvalidRequestError
+from ponderttt.models.attention import FlatBatch
+from ponderttt.models.decoder import Decoder
 from tests.ponderttt.engine import harness
 from tests.training.rollouts.episodes_of import CHUNK, episode
+from training.rollouts import lanes as lanes_module
 from training.rollouts.lanes import Lane, Lanes, TrunkCache, run_trunk
 from training.rollouts.snapshots import restore, snapshot
 
@@ -93,6 +97,24 @@ def test_lane_equals_the_engine_chunk_by_chunk(model: str, request: pytest.Fixtu
     assert lane.session.version == session.version
     assert lane.session.ledger.totals["nominal"] == session.ledger.totals["nominal"]
     assert lane.session.ledger.chunks_by_action == session.ledger.chunks_by_action
+
+
+def test_a_document_is_read_as_a_prompt_to_its_last_row(
+    core: EngineCore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where that row is left alone by what is read at once."""
+    monkeypatch.setattr(lanes_module, "_TRUNK_ROWS", 16)
+    read, batches = Decoder.batch, []
+
+    def noted(self: Decoder, *given: Any, **options: Any) -> FlatBatch:
+        batches.append(read(self, *given, **options))
+        return batches[-1]
+
+    monkeypatch.setattr(Decoder, "batch", noted)
+    run_trunk(core.model, core.bank.layout.first_layer, range(33))
+    assert [(batch.lengths, batch.decodes) for batch in batches] == [
+        ([16], False), ([16], False), ([1], False),
+    ]  # fmt: skip
 
 
 def test_update_that_the_engine_rolls_back_is_rolled_back(tiny_llama_dir: Path) -> None:

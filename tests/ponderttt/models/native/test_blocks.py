@@ -6,6 +6,7 @@ The model is random, with heads of 64 and weights that went through the `gguf` p
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,11 @@ from gguf.quants import dequantize, quantize
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from ponderttt.fast_weights.adapter import BatchedAdapter
+from ponderttt.fast_weights.layout import AdapterLayout, LoRAConfig
 from ponderttt.models.checkpoint import load_decoder
 from ponderttt.models.decoder import Decoder
+from ponderttt.models.native import elementwise
 from tests.ponderttt import reference
 
 MOST_ROWS = 32
@@ -74,7 +78,8 @@ def steps(model: Decoder, rows: int, first: int, last: int, adapter: object = No
                 reference.forward(model, [(cache, 0, ids[:length])])
         for step in range(3):
             at = [length + step for length in lengths]
-            batch = model.batch([(cache, n, 1) for cache, n in zip(caches, at, strict=True)])
+            places = [(cache, n, 1) for cache, n in zip(caches, at, strict=True)]
+            batch = model.batch(places, decodes=True)
             x = model.run(model.embed(torch.tensor([ids[n] for n in at]), batch), 0, first, batch)
             x = model.run(x, first, last, batch, adapter)  # type: ignore[arg-type]
             found.append(model.run(x, last, model.config.num_layers, batch))
@@ -115,7 +120,7 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(native: Decoder) -> None:
 
 def test_the_rows_given_are_left_as_they_were(native: Decoder) -> None:
     with torch.inference_mode():
-        batch = native.batch([(native.new_cache(3), 0, 1)])
+        batch = native.batch([(native.new_cache(3), 0, 1)], decodes=True)
         x = native.embed(torch.tensor([7]), batch)
         before = x.clone()
         assert not torch.equal(native.run(x, 0, 3, batch), before)
@@ -133,11 +138,14 @@ def test_any_number_of_rows_is_decoded_alike_and_nothing_else_is(native: Decoder
 
     def first_step(count: int) -> Tensor:
         with torch.inference_mode():
-            batch = native.batch([(native.new_cache(2), 0, 1) for _ in range(count)])
+            places = [(native.new_cache(2), 0, 1) for _ in range(count)]
+            batch = native.batch(places, decodes=True)
             return native.run(native.embed(ids[:count], batch), 0, 3, batch)
 
     assert torch.equal(first_step(MOST_ROWS + 9), first_step(1).expand(MOST_ROWS + 9, -1))
-    assert native.batch([(native.new_cache(4), 0, 2)]).decode_kernel(3, None) is None
+    for replay, rows in ((False, 2), (True, 1)):
+        batch = native.batch([(native.new_cache(4), 0, rows)], replay=replay, decodes=True)
+        assert batch.decode_kernel(3, None) is None
 
 
 def test_a_text_is_read_alike_beside_others_and_alone(native: Decoder) -> None:
@@ -154,25 +162,66 @@ def test_last_token_of_a_prompt_is_read_as_a_prompt_not_decoded(native: Decoder)
     """What is known of a prompt may leave one token to be read: alone, or beside longer pieces."""
     ids = torch.arange(21)
 
-    def last(beside: bool, decodes: bool) -> Tensor:
+    def last(beside: bool, **kind: bool) -> Tensor:
         with torch.inference_mode():
             cache = native.new_cache(21)
-            before = native.batch([(cache, 0, 20)], decodes=False)
+            before = native.batch([(cache, 0, 20)])
             native.run(native.embed(ids[:20], before), 0, 3, before)
             pieces = [(cache, 20, 1)] + ([(native.new_cache(9), 0, 9)] if beside else [])
-            batch = native.batch(pieces, decodes=decodes)
+            batch = native.batch(pieces, **kind)
             rows = torch.cat((ids[20:], ids[:9])) if beside else ids[20:]
             return native.run(native.embed(rows, batch), 0, 3, batch)[:1]
 
-    alone, beside, decoded = last(False, False), last(True, False), last(False, True)
+    alone, beside, decoded = last(False), last(True), last(False, decodes=True)
     torch.testing.assert_close(alone, beside, rtol=0, atol=2e-6)
     assert not torch.equal(alone, decoded)
 
 
 def test_gradients_are_not_lost_where_there_is_no_kernel_for_them(native: Decoder) -> None:
-    batch = native.batch([(native.new_cache(2), 0, 1)])
+    batch = native.batch([(native.new_cache(2), 0, 1)], decodes=True)
     q = reference.noise(1, 3, 64).requires_grad_()
     k, v = reference.noise(1, 1, 64, seed=1), reference.noise(1, 1, 64, seed=2)
     assert batch.attend(0, q, k, v, None).requires_grad
     with torch.no_grad():
         assert not batch.attend(0, q, k, v, None).requires_grad
+
+
+def replayed(model: Decoder, targets: str, rows: int) -> Tensor:
+    """[P], by the fast weights of the upper two blocks: of the sum of squares at the top.
+
+    The rows stand behind 40 that were read before.
+    """
+    layout = AdapterLayout(model, LoRAConfig(rank=4, layers=2, targets=targets))
+    weights = (0.1 * reference.noise(layout.size, seed=2)).to(model.dtype).requires_grad_()
+    adapter = BatchedAdapter(layout.views(weights[None]), [0], [rows], layout.config.scale)
+    cache = model.new_cache(40)
+    reference.forward(model, [(cache, 0, range(40))])
+    batch = model.batch([(cache, 40, rows)], replay=True)
+    x = reference.noise(rows, model.config.hidden_size, seed=4).to(model.dtype)
+    x = model.run(x, layout.first_layer, layout.last_layer, batch, adapter)
+    (found,) = torch.autograd.grad(model.normed(x).square().mean(), weights)
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 2, 50])
+@pytest.mark.parametrize("targets", ["mlp", "all"])
+def test_gradients_of_a_write_are_those_in_float64(
+    path: Path, native: Decoder, targets: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = load_decoder(path, packed=False, native=False)
+    exact = replayed(load_decoder(path, dtype=torch.float64, native=False), targets, rows)
+    usual = replayed(plain, targets, rows)
+    used = set()
+    for name in ("add_rms_norm", "silu_gate"):
+        kernel = getattr(elementwise, name)
+
+        def noted(*given: Tensor, name: str = name, kernel: Any = kernel) -> Any:
+            used.add(name)
+            return kernel(*given)
+
+        monkeypatch.setattr(elementwise, name, noted)
+    found = replayed(native, targets, rows)
+    assert exact.abs().max() > 1e-3
+    assert (found - exact).abs().max() <= 4 * (usual - exact).abs().max()
+    # Two rows may come from the products as columns, whose gate is left to torch.
+    assert used | ({"silu_gate"} if rows == 2 else set()) == {"add_rms_norm", "silu_gate"}
