@@ -46,6 +46,7 @@ def engine_config(settings: Settings) -> EngineConfig:
             chunk_size=settings.chunk_size,
             adapt_on=settings.adapt_on,
             when=settings.when,
+            read=settings.read,
         ),
         measure_costs=settings.measure_costs,
     )

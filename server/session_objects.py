@@ -61,6 +61,7 @@ def describe_session(
             "chunk_size": ttt.chunk_size,
             "adapt_on": ttt.adapt_on,
             "when": ttt.when,
+            "read": ttt.read,
             "chunks": session.chunks,
             "learned_tokens": session.learned_tokens,
             "chunks_by_action": session.ledger.chunks_by_action,

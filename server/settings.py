@@ -28,6 +28,7 @@ from ponderttt.adaptation.params import (
     MIN_CHUNK,
     AdaptOn,
     GateName,
+    Read,
     When,
 )
 from ponderttt.errors import InvalidRequestError
@@ -129,6 +130,12 @@ class Settings(BaseSettings):
         "inline",
         "Learn each chunk before reading on (inline), or answer first and learn in idle time "
         "(background; requests with a session).",
+    )
+    read: Read = setting(
+        "Learning",
+        "auto",
+        "Answer with a session's weights where they predict the prompt better than the base "
+        "model's, else with those (auto), or always with the session's (session).",
     )
     action: ActionName = setting("Learning", "UPDATE_1", "Action of gate fixed.")
     calibration: Path | None = setting(

@@ -12,6 +12,7 @@ from ponderttt.errors import InvalidRequestError
 GateName = Literal["policy", "threshold", "random", "fixed", "off"]
 AdaptOn = Literal["prompt", "generated", "both"]
 When = Literal["inline", "background"]
+Read = Literal["auto", "session"]
 
 MIN_CHUNK, MAX_CHUNK = 16, 2048
 MIN_BUDGET, MAX_BUDGET = NOMINAL_COSTS[Action.SKIP], NOMINAL_COSTS[Action.UPDATE_4]
@@ -55,6 +56,8 @@ class TTTParams:
         adapt_on: learn the prompt, the generated text, or both.
         when: `inline` learns each chunk before reading on; `background` answers first and learns
             in idle time (sessions only).
+        read: whose weights answer a prompt: `auto` the session's where they predict the prompt
+            better than the base model does, else the base model's; `session` always the session's.
         seed: of the gate `random`.
     Raises:
         InvalidRequestError: a value is out of range; `param` is `ttt.<field>`.
@@ -68,6 +71,7 @@ class TTTParams:
     chunk_size: int | None = None
     adapt_on: AdaptOn | None = None
     when: When | None = None
+    read: Read | None = None
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -75,6 +79,7 @@ class TTTParams:
         _one_of("ttt.cost_model", self.cost_model, get_args(CostModelName))
         _one_of("ttt.adapt_on", self.adapt_on, get_args(AdaptOn))
         _one_of("ttt.when", self.when, get_args(When))
+        _one_of("ttt.read", self.read, get_args(Read))
         check_budget("ttt.budget", self.budget)
         _whole("ttt.chunk_size", self.chunk_size)
         _whole("ttt.seed", self.seed)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ponderttt.adaptation.chunking import chunk_spans
 from ponderttt.adaptation.params import GateName, TTTParams
 from ponderttt.engine.arrivals import Arrivals
+from ponderttt.engine.choice import LEAST_JUDGED
 from ponderttt.engine.config import EngineConfig
 from ponderttt.engine.detokenizer import IncrementalDetokenizer
 from ponderttt.engine.outputs import Event
@@ -324,8 +325,28 @@ class Admission:
         """Positions of KV cache that the request may need."""
         request = group.request
         if isinstance(request, GenerateRequest):
-            return self._capacity(request, group.ttt) * self._readers(request)
+            readers = self._readers(request)
+            if self._may_judge(group):
+                # The rival has gone when siblings come.
+                readers = max(readers, 2)
+            return self._capacity(request, group.ttt) * readers
         return min(max(len(d) for d in request.documents), self._window)
+
+    def _may_judge(self, group: Group) -> bool:
+        """Whether the prompt may tell whose weights are to answer it.
+
+        Not where chunks of the answer are learned before the next is drawn: they would be read with
+        other weights than those they are learned by. Nor where there is no room for two readings.
+        """
+        request, ttt, session = group.request, group.ttt, group.session
+        if session is None or session.ephemeral or self._remote or ttt.read == "session":
+            return False
+        if not isinstance(request, GenerateRequest) or request.sampling.max_tokens == 0:
+            return False
+        if ttt.learns_generated and ttt.when == "inline":
+            return False
+        enough = len(request.prompt_ids) > LEAST_JUDGED
+        return enough and 2 * self._capacity(request, ttt) <= self._config.max_kv_tokens
 
     def _readers(self, request: GenerateRequest) -> int:
         """Sequences of the request that are read here: elsewhere, siblings are only drawn."""
@@ -361,6 +382,10 @@ class Admission:
                 )
             self.next_window(group)
         else:
+            # Weights that nothing has changed are the base model's.
+            group.judges = (
+                group.session is not None and group.session.version > 0 and self._may_judge(group)
+            )
             sequence = self._prompt_sequence(group, request)
             group.sequences.append(sequence)
             if not self._reads_prompt_first(request, group.ttt):
@@ -373,7 +398,8 @@ class Admission:
         ttt = group.ttt
         capacity = self._capacity(request, ttt)
         sequence = Sequence(group, 0, tokens, len(tokens), self._model.new_cache(capacity))
-        observed = self._needs_weights(group) or request.sampling.prompt_logprobs is not None
+        scores = request.sampling.prompt_logprobs is not None
+        observed = self._needs_weights(group) or scores or group.judges
         if not capacity:
             pass  # it is not read here
         elif observed:
@@ -411,7 +437,7 @@ class Admission:
             raise RuntimeError("only sequences that generate have siblings")
         cache = self._model.new_cache(0) if self._remote else parent.cache.fork()
         child = Sequence(parent.group, index, list(parent.tokens), parent.prompt_len, cache)
-        child.computed = parent.computed
+        child.computed, child.base = parent.computed, parent.base
         child.status = Status.REMOTE if self._remote else Status.DECODE
         child.sampler = SamplerState(
             request.sampling, request.prompt_ids, seed=parent.sampler.seed, child=index
@@ -429,7 +455,7 @@ class Admission:
         self.kv_reserved -= group.reserved
         self._kv_adapting -= group.reserved if group.is_adapt else 0
         group.reserved = 0
-        group.sequences = []
+        group.sequences, group.rival = [], None
         if group.session is not None:
             self._sessions.release(group.session)
 

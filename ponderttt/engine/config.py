@@ -11,6 +11,7 @@ from ponderttt.adaptation.params import (
     MIN_CHUNK,
     AdaptOn,
     GateName,
+    Read,
     TTTParams,
     When,
 )
@@ -32,7 +33,7 @@ class TTTDefaults:
         action: of gate `fixed`.
         budget: highest mean cost per chunk, × forward; gate `fixed` ignores it (the caller's own
             budget still holds).
-        cost_model, chunk_size, adapt_on, when: as in `TTTParams`.
+        cost_model, chunk_size, adapt_on, when, read: as in `TTTParams`.
     """
 
     gate: GateName | None = None
@@ -42,6 +43,7 @@ class TTTDefaults:
     chunk_size: int = 256
     adapt_on: AdaptOn = "prompt"
     when: When = "inline"
+    read: Read = "auto"
 
     def __post_init__(self) -> None:
         # The same limits as a request's; only sessions may learn in the background.
@@ -53,6 +55,7 @@ class TTTDefaults:
             chunk_size=self.chunk_size,
             adapt_on=self.adapt_on,
             when=self.when,
+            read=self.read,
         )
         TTTParams(action=self.action)
 

@@ -65,6 +65,22 @@ class CostSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """Whose weights answered, where that was left to the prompt.
+
+    Args:
+        read: the session's, or the base model's.
+        session, base: loss of the prompt with either, nats per token.
+        tokens: that were compared.
+    """
+
+    read: Literal["session", "base"]
+    session: float
+    base: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class TTTReport:
     """What test-time training did for one request.
 
@@ -76,6 +92,7 @@ class TTTReport:
         cost: mean and total.
         chunks: reports in order; for `background`, those known when the answer was complete.
         pending: chunks left to learn in the background.
+        choice: whose weights answered; None: nothing was compared, so the session's did.
     """
 
     session: str | None
@@ -90,6 +107,7 @@ class TTTReport:
     cost: CostSummary
     chunks: tuple[ChunkReport, ...]
     pending: int = 0
+    choice: Choice | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from ponderttt.adaptation.loss import logit_slices
+from ponderttt.engine.choice import choose, rival_of, succeed
 from ponderttt.engine.emitter import Emitter
 from ponderttt.engine.learner import Learner
 from ponderttt.engine.observer import PhaseKind
@@ -95,7 +96,12 @@ class Phases:
         ]
         for sequence, last in done:
             with self._alone(sequence):
-                self._prompt_read(sequence, last)
+                if sequence is sequence.group.rival:
+                    self._judge(sequence)
+                elif sequence.group.judges:
+                    self._await_rival(sequence)
+                else:
+                    self._prompt_read(sequence, last)
         broken = {id(group) for group, _ in self.failed}
         for sequence, _ in plan.pieces:
             if id(sequence.group) in broken:
@@ -105,6 +111,25 @@ class Phases:
                     self._learner.consider(sequence)
             if self._remote:
                 _pass_on(sequence)
+
+    def _await_rival(self, sequence: Sequence) -> None:
+        """The prompt has been read with the session's weights: now with the base model's."""
+        sequence.status = Status.JUDGED
+        final = self._reader.new_buffer(sequence.cache.capacity)
+        sequence.group.rival = rival_of(sequence, final)
+
+    @torch.inference_mode()
+    def _judge(self, rival: Sequence) -> None:
+        """Both have read the prompt: whoever predicted it better answers."""
+        group = rival.group
+        sequence = group.sequences[0]
+        group.choice = choose(self._model, sequence, rival)
+        group.rival = None
+        if group.choice.read == "base":
+            sequence = succeed(sequence, rival)
+        if sequence.final is None:
+            raise RuntimeError("a prompt that is compared keeps final activations")
+        self._prompt_read(sequence, sequence.final[sequence.prompt_len - 1 : sequence.prompt_len])
 
     @torch.inference_mode()
     def _prompt_read(self, sequence: Sequence, last: torch.Tensor) -> None:

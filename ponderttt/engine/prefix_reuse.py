@@ -89,13 +89,14 @@ class PrefixReuse:
 
     def _take_adaptive(self, sequence: Sequence, chain: tuple[bytes, ...]) -> bool:
         session = sequence.group.session
-        version = session.version if session is not None else 0
+        version = session.version if session is not None and not sequence.base else 0
         owner, cached = _owner(sequence, version)
         begun = sequence.computed
         # Of the past, nothing may have been read at another version.
         if not cached or not sequence.is_pure(version):
             return False
-        end = min(sequence.known, sequence.chunk_end - 1)
+        # A rival knows the trunk's part to the prompt's end, which may lie within a block.
+        end = min(sequence.known, sequence.chunk_end - 1, len(chain) * BLOCK)
         while sequence.computed < end:
             number = sequence.computed // BLOCK
             block = self.cache.adaptive(owner, version, chain[number])
@@ -178,7 +179,7 @@ def _owner(sequence: Sequence, version: int) -> tuple[Owner, bool]:
     commit they are the base model. Nobody else reads them later.
     """
     session = sequence.group.session
-    if session is None:
+    if session is None or sequence.base:
         return None, True
     if session.ephemeral:
         return None, version == 0

@@ -58,7 +58,7 @@ class Reader:
         """Owner and version that each sequence reads in a step that starts now."""
         return tuple(
             StepTag(BASE_SLOT, None, 0)
-            if s.group.session is None
+            if s.base or s.group.session is None
             else self._bank.tag(s.group.session.slot, s.group.session.owner)
             for s in sequences
         )

@@ -32,4 +32,5 @@ def ttt_report(group: Group, pending: int) -> TTTReport | None:
         cost=cost,
         chunks=reports,
         pending=pending,
+        choice=group.choice,
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from ponderttt.adaptation.actions import Action, CostModelName
-from ponderttt.adaptation.params import AdaptOn, GateName, TTTParams, When
+from ponderttt.adaptation.params import AdaptOn, GateName, Read, TTTParams, When
 from ponderttt.engine.config import TTTDefaults
 from ponderttt.errors import InvalidRequestError
 
@@ -24,6 +24,7 @@ class ResolvedTTT:
     chunk_size: int
     adapt_on: AdaptOn
     when: When
+    read: Read
     seed: int
 
     @property
@@ -71,6 +72,7 @@ def resolve_ttt(
         chunk_size=_first(request.chunk_size, session.chunk_size, defaults.chunk_size),
         adapt_on=_first(request.adapt_on, session.adapt_on, defaults.adapt_on),
         when=when,
+        read=_first(request.read, session.read, defaults.read),
         seed=_first(request.seed, session.seed, 0),
     )
 

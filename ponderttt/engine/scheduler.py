@@ -95,7 +95,7 @@ class Scheduler:
         if decoding and (self._owed_to_decode > 0.0 or not any(map(_has_text, groups))):
             return DecodePlan(decoding)
         groups = self._without_adapts(groups)
-        prefilling, writing = _free(groups, Status.PREFILL), _writable(groups)
+        prefilling, writing = _readable(groups), _writable(groups)
         # A request that arrives in idle time waits for the phase that runs; keep it short.
         small = generating or background
         room = self._config.busy_batch_tokens if small else self._config.max_batch_tokens
@@ -144,14 +144,22 @@ class Scheduler:
         return PrefillPlan(tuple(pieces))
 
 
-def _free(groups: Iterable[Group], status: Status) -> list[Sequence]:
-    """Sequences in this state whose request does not wait for an update."""
-    return [s for g in groups if g.write is None for s in g.sequences if s.status is status]
+def _readable(groups: Iterable[Group]) -> list[Sequence]:
+    """Sequences with text to read whose request does not wait for an update.
+
+    A rival does not wait: it reads the base model's weights.
+    """
+    return [
+        s
+        for g in groups
+        for s in g.readers
+        if s.status is Status.PREFILL and (g.write is None or s is g.rival)
+    ]
 
 
 def _has_text(group: Group) -> bool:
     """Whether the request has something to read or to learn."""
-    return group.write is not None or any(s.status is Status.PREFILL for s in group.sequences)
+    return group.write is not None or any(s.status is Status.PREFILL for s in group.readers)
 
 
 def _oldest_of_each_session(groups: Iterable[Group]) -> list[Group]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ponderttt.adaptation.actions import Action
 from ponderttt.adaptation.update import TopGradient, Write
 from ponderttt.engine.detokenizer import IncrementalDetokenizer
-from ponderttt.engine.outputs import ChunkReport, Event, FinishReason, Phase, Reason
+from ponderttt.engine.outputs import Choice, ChunkReport, Event, FinishReason, Phase, Reason
 from ponderttt.engine.request import AdaptRequest, Request
 from ponderttt.engine.resolve import ResolvedTTT
 from ponderttt.engine.sampler import SampledToken
@@ -26,6 +26,7 @@ class Status(Enum):
     """Where a sequence stands."""
 
     PREFILL = "prefill"
+    JUDGED = "judged"  # waits for its rival to read the prompt as well
     DECODE = "decode"
     REMOTE = "remote"  # a `Generator` draws its tokens
     FINISHED = "finished"
@@ -58,6 +59,7 @@ class Sequence:
         chain: keys of the prompt's blocks in the prefix cache; None: not looked up yet.
         pure_version, pure_end: positions before `pure_end` were read at this version throughout.
         chunk_version: at which the chunk to come was read so far; None: at more than one.
+        base: reads the base model's weights, whatever the session's are.
         document: index of the document in an adapt request.
         continuation: name of the part that a `Generator` is drawing now.
         held: tokens not yet sent, because their text may be part of a stop string.
@@ -76,6 +78,7 @@ class Sequence:
     pure_version: int = 0
     pure_end: int = 0
     chunk_version: int | None = None
+    base: bool = False
     document: int = 0
     sampler: SamplerState | None = None
     detokenizer: IncrementalDetokenizer | None = None
@@ -174,6 +177,9 @@ class Group:
         ttt: settings in force.
         sink: takes the events.
         sequences: running or finished.
+        judges: the prompt is to tell whose weights answer it.
+        rival: reads the prompt with the base model's weights, to be compared.
+        choice: what came of it.
         windows: of an adapt request: (document, token ids) still to be read.
         write: the update that the request waits for.
         reserved: positions of KV cache set aside.
@@ -187,6 +193,9 @@ class Group:
     ttt: ResolvedTTT
     sink: Callable[[Event], None]
     sequences: list[Sequence] = field(default_factory=list)
+    judges: bool = False
+    rival: Sequence | None = None
+    choice: Choice | None = None
     windows: deque[tuple[int, tuple[int, ...]]] = field(default_factory=deque)
     reports: list[ChunkReport] = field(default_factory=list)
     write: PendingWrite | None = None
@@ -206,6 +215,11 @@ class Group:
     def has_begun(self) -> bool:
         """Whether anything was read for it; documents may wait between two of their windows."""
         return bool(self.digest)
+
+    @property
+    def readers(self) -> list[Sequence]:
+        """All that read for it: its sequences and, while it is there, the rival."""
+        return self.sequences if self.rival is None else [*self.sequences, self.rival]
 
     @property
     def is_adapt(self) -> bool:

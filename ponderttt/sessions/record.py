@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ponderttt.adaptation.actions import Action, CostModelName
 from ponderttt.adaptation.gates import ThresholdState
 from ponderttt.adaptation.ledger import WINDOW, Account, Ledger
-from ponderttt.adaptation.params import AdaptOn, GateName, TTTParams, When
+from ponderttt.adaptation.params import AdaptOn, GateName, Read, TTTParams, When
 from ponderttt.sessions.session import MAX_LEARNED, Session
 
 RECORD_FILE = "session.json"
@@ -76,6 +76,8 @@ class DefaultsRecord(_Strict):
     chunk_size: int | None
     adapt_on: AdaptOn | None
     when: When | None
+    # Sessions stored by earlier versions have none.
+    read: Read | None = None
     seed: int | None
 
 
@@ -210,6 +212,7 @@ def facts_of(session: Session, model: str, layout: LayoutRecord) -> Facts:
             chunk_size=defaults.chunk_size,
             adapt_on=defaults.adapt_on,
             when=defaults.when,
+            read=defaults.read,
             seed=defaults.seed,
         ),
         ledger=LedgerRecord.model_construct(
@@ -280,6 +283,7 @@ def _defaults(record: DefaultsRecord) -> TTTParams:
         chunk_size=record.chunk_size,
         adapt_on=record.adapt_on,
         when=record.when,
+        read=record.read,
         seed=record.seed,
     )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from ponderttt.adaptation.actions import CostModelName
-from ponderttt.adaptation.params import AdaptOn, GateName, When
+from ponderttt.adaptation.params import AdaptOn, GateName, Read, When
 from server.schemas.base import RequestModel, ResponseModel, items
 from server.schemas.ttt import (
     Chunk,
@@ -91,6 +91,7 @@ class SessionObject(ResponseModel):
     chunk_size: int
     adapt_on: AdaptOn
     when: When
+    read: Read
     chunks: int
     learned_tokens: int
     chunks_by_action: dict[ActionName, int]

@@ -16,10 +16,11 @@ from ponderttt.adaptation.params import (
     MIN_CHUNK,
     AdaptOn,
     GateName,
+    Read,
     TTTParams,
     When,
 )
-from ponderttt.engine.outputs import ChunkReport, CostSummary, Phase, Reason, TTTReport
+from ponderttt.engine.outputs import Choice, ChunkReport, CostSummary, Phase, Reason, TTTReport
 from server.schemas.base import RequestModel, ResponseModel
 from server.settings import ActionName
 
@@ -68,6 +69,11 @@ class SessionOptions(LearningOptions):
         None,
         description="`inline` learns each chunk before reading on; `background` answers first "
         "and learns in idle time (sessions only).",
+    )
+    read: Read | None = Field(
+        None,
+        description="Whose weights answer: `auto` the session's where they predict the prompt "
+        "better than the base model's do, else the base model's; `session` always the session's.",
     )
 
 
@@ -157,6 +163,27 @@ def _finite(loss: float | None) -> float | None:
     return loss if loss is not None and math.isfinite(loss) else None
 
 
+class PromptChoice(ResponseModel):
+    """Whose weights answered, where that was left to the prompt."""
+
+    read: Literal["session", "base"]
+    session: float | None = Field(description="Loss of the prompt by these weights, nats/token.")
+    base: float | None = Field(description="The same by the base model's.")
+    tokens: int = Field(description="Of the prompt, that were compared.")
+
+    @classmethod
+    def of(cls, choice: Choice | None) -> PromptChoice | None:
+        """From the engine's report."""
+        if choice is None:
+            return None
+        return cls(
+            read=choice.read,
+            session=_finite(choice.session),
+            base=_finite(choice.base),
+            tokens=choice.tokens,
+        )
+
+
 class TTTResult(ResponseModel):
     """What test-time training did for one request."""
 
@@ -170,13 +197,16 @@ class TTTResult(ResponseModel):
     chunk_size: int
     when: Literal["inline", "background"]
     pending: int = Field(description="Chunks left to learn in the background.")
+    choice: PromptChoice | None = Field(
+        None, description="Null where nothing was compared: the session's weights answered."
+    )
     cost: Cost
     chunks: list[Chunk]
 
     @classmethod
     def of(cls, report: TTTReport) -> TTTResult:
         """From the engine's report."""
-        return cls(**report_fields(report))
+        return cls(choice=PromptChoice.of(report.choice), **report_fields(report))
 
 
 def report_fields(report: TTTReport, *, in_documents: bool = False) -> dict[str, Any]:

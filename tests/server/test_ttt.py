@@ -17,7 +17,7 @@ from tests.server.live import PROMPT, Live
 
 FIELDS = {
     "session", "version_before", "version_after", "digest", "gate", "budget", "cost_model",
-    "chunk_size", "when", "pending", "cost", "chunks",
+    "chunk_size", "when", "pending", "choice", "cost", "chunks",
 }  # fmt: skip
 CHUNK_FIELDS = {
     "index", "phase", "tokens", "action", "reason", "loss_before", "loss_after", "cost",

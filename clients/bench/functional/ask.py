@@ -71,6 +71,7 @@ def learning(
     when: str | None = None,
     chunk_size: int | None = None,
     session: str | None = None,
+    read: str | None = None,
 ) -> dict[str, Any] | None:
     """The `ttt` of every request, but for the session; None where nothing is to be sent.
 
@@ -88,6 +89,9 @@ def learning(
         "chunk_size": chunk_size,
     }
     given = {name: value for name, value in options.items() if value is not None}
+    reading = {} if read is None else {"read": read}
+    if reading and session is None:
+        raise InvalidRequestError("--read", f"{read!r} is for a session; name one with --session")
     if gate is None:
         if given:
             name, value = next(iter(given.items()))
@@ -95,10 +99,10 @@ def learning(
                 f"--{name.replace('_', '-')}",
                 f"{value!r} is for learning; say with --gate who decides what is learned",
             )
-        return None if session is None else {"gate": "off"}
+        return None if session is None else {"gate": "off", **reading}
     if gate == "off":
-        return {"gate": gate, **given}
-    return {"gate": gate, "chunk_size": CHUNK_SIZE, **given}
+        return {"gate": gate, **given, **reading}
+    return {"gate": gate, "chunk_size": CHUNK_SIZE, **given, **reading}
 
 
 def draw_seed(seed: int, task_id: str, sample: int) -> int:

@@ -149,6 +149,7 @@ def _asking(options: Options, max_tokens: int) -> Asking:
         when=options.when,
         chunk_size=options.chunk_size,
         session=options.session,
+        read=options.read,
     )
     if options.samples > 1 and options.temperature == 0:
         raise InvalidRequestError(

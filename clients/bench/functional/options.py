@@ -93,6 +93,14 @@ class Options:
         Literal["inline", "background"] | None,
         _option(_LEARNING, "background: learn in idle time; needs --session and --no-fork."),
     ] = None
+    read: Annotated[
+        Literal["auto", "session"] | None,
+        _option(
+            _LEARNING,
+            "Whose weights answer: the session's where they predict the prompt better than the "
+            "base model's (auto), or always the session's (session).",
+        ),
+    ] = None
     chunk_size: Annotated[
         int | None,
         _option(

@@ -235,7 +235,8 @@ def test_prompt_seen_before_is_read_from_its_last_token_on(tiny_llama_dir: Path)
 def test_version_bump_costs_the_adaptive_part_and_not_the_trunks(tiny_llama_dir: Path) -> None:
     core, plain = (make_core(tiny_llama_dir, "s", "t", cached=size) for size in (BIG, 0))
     recorder = core.observer = harness.Recorder()
-    quiet, other = TTTParams(session="s", gate="off"), TTTParams(session="t", gate="off")
+    quiet = TTTParams(session="s", gate="off", read="session")
+    other = replace(quiet, session="t")
     prompt, lesson = ask(tiny_llama_dir, 0, 200, quiet), harness.text(tiny_llama_dir, 4, 64)
     teach = TTTParams(session="s", gate="fixed", chunk_size=64)
     trunk_runs: list[int] = []
@@ -406,7 +407,7 @@ def test_request_that_fails_leaves_no_entries(tiny_llama_dir: Path) -> None:
     session = core.sessions.get("s")
     core.prefixes.cache.clear()
     core.bank._weights[session.slot].fill_(float("nan"))
-    quiet = TTTParams(session="s", gate="off")
+    quiet = TTTParams(session="s", gate="off", read="session")
     (got,) = harness.run(core, ask(tiny_llama_dir, 0, 128, quiet))
     assert got.error
     assert len(core.prefixes.cache) == 0

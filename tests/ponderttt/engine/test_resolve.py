@@ -31,7 +31,7 @@ def resolve(
 
 def test_settings_that_nobody_gives_are_the_servers() -> None:
     assert resolve() == ResolvedTTT(
-        "threshold", Action.UPDATE_1, 2.0, "nominal", 256, "prompt", "inline", 0
+        "threshold", Action.UPDATE_1, 2.0, "nominal", 256, "prompt", "inline", "auto", 0
     )
 
 
@@ -43,6 +43,8 @@ def test_settings_that_nobody_gives_are_the_servers() -> None:
         ("cost_model", "nominal", "measured", "measured"),
         ("chunk_size", 16, 32, 64),
         ("adapt_on", "both", "generated", "prompt"),
+        ("read", "session", "auto", "session"),
+        ("read", "auto", "session", "session"),
     ],
 )
 def test_setting_of_the_request_wins_over_the_sessions_and_that_over_the_servers(

@@ -86,7 +86,8 @@ def teach(core: EngineCore, directory: Path, name: str = "s", number: int = 3) -
 def twin(directory: Path, *taught: int) -> EngineCore:
     """An engine that generates by itself, its session `s` taught the texts of these numbers."""
     core = harness.make_core(directory)
-    core.sessions.create("s", TTTParams())
+    # Where somebody else generates, the session always answers.
+    core.sessions.create("s", TTTParams(read="session"))
     for number in taught:
         harness.adapt(
             core, harness.text(directory, number, 96), ttt=replace(harness.FIXED, session="s")

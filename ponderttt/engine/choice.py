@@ -1,0 +1,74 @@
+"""Whose weights answer: the session's, where they predict the prompt better than the base model.
+
+What a session has learned of a repository helps there and does harm elsewhere. The prompt tells
+which it is: it is read with the base model's weights, too (the adaptive blocks only, over the same
+boundary activations), and whoever has the lower loss on it goes on.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ponderttt.adaptation.loss import token_losses
+from ponderttt.engine.outputs import Choice
+from ponderttt.engine.sequence import Sequence
+from ponderttt.models.decoder import Decoder
+from ponderttt.models.transfer import tensor_on
+
+#: Predicted tokens of a prompt below which nothing can be told: the session answers.
+LEAST_JUDGED = 16
+# Tokens that are compared, evenly spread over the prompt. Each takes two products with the
+# vocabulary.
+_MOST_JUDGED = 256
+
+
+def rival_of(sequence: Sequence, final: Tensor) -> Sequence:
+    """The same prompt, to be read with the base model's weights.
+
+    Args:
+        sequence: has been read to its prompt's end.
+        final: a buffer like its own.
+    """
+    cache = sequence.cache.fork()
+    cache.length = 0
+    return Sequence(
+        sequence.group,
+        sequence.index,
+        sequence.tokens[: sequence.prompt_len],
+        sequence.prompt_len,
+        cache,
+        boundary=sequence.boundary,
+        final=final,
+        known=sequence.prompt_len,
+        chain=sequence.chain,
+        base=True,
+    )
+
+
+def choose(model: Decoder, sequence: Sequence, rival: Sequence) -> Choice:
+    """Compare the losses of a prompt that both have read."""
+    count = sequence.prompt_len - 1
+    rows = torch.arange(count, device=model.device)
+    if count > _MOST_JUDGED:
+        rows = rows[torch.linspace(0, count - 1, _MOST_JUDGED, device=model.device).long()]
+    targets = tensor_on(model.device, sequence.tokens[1 : count + 1])[rows]
+    losses = []
+    for each in (sequence, rival):
+        if each.final is None:
+            raise RuntimeError("a prompt that is compared keeps final activations")
+        losses.append(float(token_losses(each.final[rows], model.head, targets).mean()))
+    session, base = losses
+    # Where one is not a number, the session answers: its request fails and says why.
+    return Choice("base" if base <= session else "session", session, base, len(rows))
+
+
+def succeed(sequence: Sequence, rival: Sequence) -> Sequence:
+    """Have the rival answer in the sequence's place.
+
+    What the sequence has read stays as it is, for the chunk that it may still have to learn.
+    """
+    rival.sampler, rival.detokenizer = sequence.sampler, sequence.detokenizer
+    group = sequence.group
+    group.sequences[group.sequences.index(sequence)] = rival
+    return rival
