@@ -57,7 +57,7 @@ class TTTParams:
         when: `inline` learns each chunk before reading on; `background` answers first and learns
             in idle time (sessions only).
         read: whose weights answer a prompt: `auto` the session's where they predict the prompt
-            better than the base model does, else the base model's; `session` always the session's.
+            clearly better than the base model's, else those; `session` always the session's.
         seed: of the gate `random`.
     Raises:
         InvalidRequestError: a value is out of range; `param` is `ttt.<field>`.

@@ -2,16 +2,20 @@
 
 What a session has learned of a repository helps there and does harm elsewhere. The prompt tells
 which it is: it is read with the base model's weights, too (the adaptive blocks only, over the same
-boundary activations), and whoever has the lower loss on it goes on.
+boundary activations). The session goes on where its loss is lower by more than a standard error of
+the difference (the one-standard-error rule of Breiman et al., Classification and Regression Trees,
+1984, section 3.4.3), so that the base model does where there is little to tell them apart by.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from ponderttt.adaptation.loss import token_losses
-from ponderttt.engine.outputs import Choice
+from ponderttt.engine.outputs import Choice, ReadWeights
 from ponderttt.engine.sequence import Sequence
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.transfer import tensor_on
@@ -53,14 +57,17 @@ def choose(model: Decoder, sequence: Sequence, rival: Sequence) -> Choice:
     if count > _MOST_JUDGED:
         rows = rows[torch.linspace(0, count - 1, _MOST_JUDGED, device=model.device).long()]
     targets = tensor_on(model.device, sequence.tokens[1 : count + 1])[rows]
-    losses = []
+    both = []
     for each in (sequence, rival):
         if each.final is None:
             raise RuntimeError("a prompt that is compared keeps final activations")
-        losses.append(float(token_losses(each.final[rows], model.head, targets).mean()))
-    session, base = losses
+        both.append(token_losses(each.final[rows], model.head, targets))
+    session, base = both
+    worse = session - base
+    error = float(worse.std()) / math.sqrt(len(rows))
     # Where one is not a number, the session answers: its request fails and says why.
-    return Choice("base" if base <= session else "session", session, base, len(rows))
+    read: ReadWeights = "base" if float(worse.mean()) >= -error else "session"
+    return Choice(read, float(session.mean()), float(base.mean()), error, len(rows))
 
 
 def succeed(sequence: Sequence, rival: Sequence) -> Sequence:

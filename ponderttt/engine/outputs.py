@@ -10,6 +10,7 @@ from ponderttt.adaptation.params import GateName, When
 from ponderttt.engine.sampler import SampledToken
 
 FinishReason = Literal["stop", "length", "abort"]
+ReadWeights = Literal["session", "base"]
 Phase = Literal["prompt", "generated"]
 #: A gate's name, or why the gate's wish was not followed.
 Reason = Literal[
@@ -71,12 +72,14 @@ class Choice:
     Args:
         read: the session's, or the base model's.
         session, base: loss of the prompt with either, nats per token.
+        error: standard error of their difference.
         tokens: that were compared.
     """
 
-    read: Literal["session", "base"]
+    read: ReadWeights
     session: float
     base: float
+    error: float
     tokens: int
 
 

@@ -20,7 +20,15 @@ from ponderttt.adaptation.params import (
     TTTParams,
     When,
 )
-from ponderttt.engine.outputs import Choice, ChunkReport, CostSummary, Phase, Reason, TTTReport
+from ponderttt.engine.outputs import (
+    Choice,
+    ChunkReport,
+    CostSummary,
+    Phase,
+    ReadWeights,
+    Reason,
+    TTTReport,
+)
 from server.schemas.base import RequestModel, ResponseModel
 from server.settings import ActionName
 
@@ -166,9 +174,12 @@ def _finite(loss: float | None) -> float | None:
 class PromptChoice(ResponseModel):
     """Whose weights answered, where that was left to the prompt."""
 
-    read: Literal["session", "base"]
+    read: ReadWeights
     session: float | None = Field(description="Loss of the prompt by these weights, nats/token.")
     base: float | None = Field(description="The same by the base model's.")
+    error: float | None = Field(
+        description="Standard error of their difference; the session's must be lower by more."
+    )
     tokens: int = Field(description="Of the prompt, that were compared.")
 
     @classmethod
@@ -180,6 +191,7 @@ class PromptChoice(ResponseModel):
             read=choice.read,
             session=_finite(choice.session),
             base=_finite(choice.base),
+            error=_finite(choice.error),
             tokens=choice.tokens,
         )
 
