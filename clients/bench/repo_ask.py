@@ -5,6 +5,9 @@ The hidden text is scored before it is asked for. Whatever a server can keep of 
 read by then, in every arm alike: so `seconds` is the price of the answer alone, as an editor sees
 it whose prompt grows by a keystroke. `read_seconds` is the price of a prompt that the arm sees for
 the first time; see `cached_tokens` for what earlier arms have left of it in the server.
+
+`loss` is of the session's weights. Where the server answers with the base model's, since these
+predict the prompt better, `answer_loss` is of those.
 """
 
 from __future__ import annotations
@@ -151,6 +154,14 @@ def ask(
         ttt=asking.ttt(session),
     )
     completion = cut(target, answer.choices[0].text)
+    answered_by = _answered_by(answer)
+    if asking.with_loss:
+        fields["answer_loss"] = fields["loss"]
+        if session is not None and answered_by == "base":
+            loss = measure_loss(client, asking, prompt, target.hidden, None)
+            fields["answer_loss"] = loss.nats / max(loss.tokens, 1)
+    if session is not None:
+        fields["answered_by"] = answered_by
     return fields | {
         **asdict(compare_code(target, completion)),
         "prompt_tokens": answer.prompt_tokens,
@@ -159,6 +170,12 @@ def ask(
         "hidden": target.hidden,
         "completion": completion,
     }
+
+
+def _answered_by(answer: Completion) -> str:
+    """Whose weights: `session`, or `base` where the prompt told so."""
+    choice = answer.ttt.get("choice") if answer.ttt is not None else None
+    return str(choice.get("read")) if isinstance(choice, Mapping) else "session"
 
 
 def stops(target: Target) -> list[str]:

@@ -28,6 +28,7 @@ METRICS: dict[str, Better] = {
     "identifier_f1": "higher",
     "loss": "lower",
     "loss_per_char": "lower",
+    "answer_loss": "lower",
     "prompt_tokens": "lower",
     "completion_tokens": "lower",
     "read_seconds": "lower",
@@ -36,7 +37,7 @@ METRICS: dict[str, Better] = {
 }
 _BASE = "off"
 # Columns of the table, with the difference to `off` behind each.
-_COMPARED = ("exact", "edit_similarity", "identifier_f1", "loss", "unrelated_loss")
+_COMPARED = ("exact", "edit_similarity", "identifier_f1", "loss", "answer_loss", "unrelated_loss")
 _MAIN = ("exact", "edit_similarity", "loss")
 _ALONE = ("prompt_tokens", "completion_tokens", "read_seconds", "seconds")
 
@@ -60,6 +61,7 @@ def _arm(column: Column, base: Column | None, seed: int) -> dict[str, Any]:
         "means": {metric: column.mean(metric) for metric in METRICS},
         "differences": _differences(column, base, seed),
         "learning": _learning(column.only(record="lesson").records),
+        "answered_by": _answered_by(column),
         "by_kind": {
             kind: {metric: column.only(kind=kind).mean(metric) for metric in METRICS}
             for kind in KINDS
@@ -69,6 +71,12 @@ def _arm(column: Column, base: Column | None, seed: int) -> dict[str, Any]:
             for name in dict.fromkeys(record["repository"] for record in column.records)
         },
     }
+
+
+def _answered_by(column: Column) -> dict[str, int]:
+    """Targets by whose weights answered, of arms that have a session."""
+    answered = [record.get("answered_by") for record in column.only(record="target").records]
+    return dict(Counter(each for each in answered if each is not None))
 
 
 def _differences(column: Column, base: Column | None, seed: int) -> dict[str, Any] | None:
@@ -107,7 +115,7 @@ def table(header: Header, records: Sequence[Record]) -> str:
     for metric in _COMPARED:
         heads += [metric.replace("_", " "), "Δ"]
     heads += [metric.replace("_", " ") for metric in _ALONE]
-    heads += ["learned tokens", "update rate", "cost", "learning s"]
+    heads += ["by session", "learned tokens", "update rate", "cost", "learning s"]
     rows = [_row(column, base, header.seed) for column in by_arm.values()]
     targets = [record for record in records if record["record"] == "target"]
     resampled = {"repository": "repositories", "file": "files", "unit": "targets"}
@@ -115,7 +123,8 @@ def table(header: Header, records: Sequence[Record]) -> str:
         f"Δ: paired difference to `{_BASE}` with its {CONFIDENCE:.0%} interval over "
         f"{resampled[cluster_by(targets)]} ({INTERVALS}). Loss in nats per token; "
         f"unrelated loss of `{_BASE}` is that of every session before it has learned. "
-        "Cost: nominal, per chunk, × forward."
+        "Cost: nominal, per chunk, × forward. Loss: by the session's weights; answer loss: by "
+        "those that answered, the session's or, as the prompt has it, the base model's."
     )
     return "\n\n".join(
         [
@@ -175,9 +184,11 @@ def _row(column: Column, base: Column | None, seed: int) -> list[str]:
     row += [show(column.mean(metric), metric) for metric in _ALONE]
     learning = _learning(column.only(record="lesson").records)
     if learning is None:
-        return [*row, "", "", "", ""]
+        return [*row, "", "", "", "", ""]
+    answered = _answered_by(column)
     return [
         *row,
+        f"{answered.get('session', 0)} of {sum(answered.values())}",
         f"{learning['learned_tokens']:,}",
         f"{learning['update_rate']:.0%}",
         f"{learning['nominal']:.2f}",

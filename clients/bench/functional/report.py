@@ -48,6 +48,7 @@ def summary(header: Header, records: Sequence[Record], ks: Sequence[int]) -> dic
         "run_seconds": sum(record["run_seconds"] for record in records),
         # Files of earlier versions have none.
         "ran_again": sum(record.get("ran_again", 0) for record in records),
+        "answered_by": _answered_by(records),
         "learning": _learning(records),
     }
 
@@ -58,6 +59,14 @@ def _checks(records: Sequence[Record]) -> dict[str, int] | None:
     if not verdicts:
         return None
     return {"passed": sum(verdict == "passed" for verdict in verdicts), "of": len(verdicts)}
+
+
+def _answered_by(records: Sequence[Record]) -> dict[str, int]:
+    """Answers by whose weights gave them, where the prompts were to tell."""
+    reports = [record["ttt"] for record in records if record["ttt"] is not None]
+    # Other servers' reports, and those of earlier versions, have none.
+    choices = [report["choice"] for report in reports if report.get("choice")]
+    return dict(Counter(choice["read"] for choice in choices))
 
 
 def _learning(records: Sequence[Record]) -> dict[str, Any] | None:
@@ -111,6 +120,12 @@ def table(found: dict[str, Any], checks_are: str | None) -> str:
         lines.append(
             f"Refused by the server, and not passed: {len(found['refused'])} answers; the first, "
             f"{name}: {reason}."
+        )
+    if found["answered_by"]:
+        answered = [f"{count} by the {name}'s" for name, count in found["answered_by"].items()]
+        lines.append(
+            "Whose weights answered was left to the prompts: "
+            f"{', '.join(answered).replace('base', 'base model')}."
         )
     learning = found["learning"]
     if learning is not None:

@@ -76,6 +76,11 @@ def test_whole_benchmark_learns_scores_and_forgets(
         if arm == lead:
             assert record["version"] > 0
             assert record["loss"] != targets["off", unit]["loss"]
+            by_base = record["answered_by"] == "base"
+            answered = targets["off", unit]["loss"] if by_base else record["loss"]
+            assert record["answer_loss"] == pytest.approx(answered, rel=1e-4)
+            if by_base:
+                assert record["completion"] == targets["off", unit]["completion"]
 
     # Nothing was learned but by lessons, and what they say agrees with the server.
     lessons = [r for r in records if r["record"] == "lesson"]

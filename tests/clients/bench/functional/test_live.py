@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,14 +24,20 @@ def live(tiny_llama_dir: Path) -> Iterator[Live]:
         yield server
 
 
-def run(live: Live, output: Path, *arguments: str) -> list[dict[str, Any]]:
+def run(
+    live: Live, output: Path, *arguments: str, summary: Path | None = None
+) -> list[dict[str, Any]]:
     """Records of a run over three problems."""
     app = typer.Typer()
     app.command()(humaneval)
     shared = [
         "--base-url", live.url, "--problems", "23,28,35", "--prompting", "base", "--quiet",
-        "--max-tokens", "24", "--chunk-size", "32", "--output", str(output),
+        "--max-tokens", "24", "--output", str(output),
     ]  # fmt: skip
+    if "--gate" in arguments:
+        shared += ["--chunk-size", "32"]
+    if summary is not None:
+        shared += ["--json", str(summary)]
     result = CliRunner().invoke(app, [*shared, *arguments])
     assert result.exit_code == 0, result.output
     return sorted(read_results(output)[1], key=lambda record: record["task_id"])
@@ -61,3 +69,27 @@ def test_problems_asked_in_copies_of_a_session_leave_it_alone(live: Live, tmp_pa
 
     run(live, tmp_path / "b.jsonl", "--session", name, "--gate", "fixed", "--no-fork")
     assert live.session(name)["version"] > 0
+
+
+def test_prompts_tell_whose_weights_answer_unless_the_session_is_to(
+    live: Live, tmp_path: Path
+) -> None:
+    name = live.new_session()
+    run(live, tmp_path / "teach.jsonl", "--session", name, "--gate", "fixed", "--no-fork")
+    out = tmp_path / "auto.json"
+    auto = run(live, tmp_path / "auto.jsonl", "--session", name, summary=out)
+    off = run(live, tmp_path / "off.jsonl", "--gate", "off")
+    always = run(live, tmp_path / "always.jsonl", "--session", name, "--read", "session")
+    by = [record["ttt"]["choice"]["read"] for record in auto]
+    assert json.loads(out.read_text())["answered_by"] == dict(Counter(by))
+    for record, who, base, session in zip(auto, by, off, always, strict=True):
+        assert session["ttt"]["choice"] is None
+        assert record["answer"] == (base if who == "base" else session)["answer"]
+
+
+def test_how_a_session_is_read_means_nothing_without_one(live: Live) -> None:
+    app = typer.Typer()
+    app.command()(humaneval)
+    result = CliRunner().invoke(app, ["--base-url", live.url, "--read", "session"])
+    assert result.exit_code != 0
+    assert "--read: 'session' is for a session" in str(result.exception)
