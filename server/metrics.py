@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from ponderttt import __version__
 from ponderttt.engine.core import EngineStats
 from ponderttt.engine.observer import StepRecord
-from ponderttt.engine.outputs import ChunkReport
+from ponderttt.engine.outputs import Choice, ChunkReport
 from ponderttt.sessions.vault import StoreStats
 
 # Editors live below 0.3 s, batch jobs above 60 s.
@@ -86,6 +86,11 @@ class Metrics:
         )
         self._learned = counter("learned_tokens", "Tokens of chunks that an update was kept of.")
         self._rollbacks = counter("rollbacks", "Updates rolled back, by what they did.", "cause")
+        self._answers = counter(
+            "session_answers",
+            "Requests in sessions whose prompts told whose weights answer: the session's, or base.",
+            "weights",
+        )
         self._nominal = counter("cost_nominal", "Nominal cost of chunks, × forward.", "phase")
         self._measured = counter("cost_measured", "Measured cost of chunks, × forward.", "phase")
         self._chunk_seconds = counter("cost_seconds", "Wall time of chunks.", "phase")
@@ -144,6 +149,10 @@ class Metrics:
             self._before.observe(report.loss_before)
         if report.loss_after is not None:
             self._after.observe(report.loss_after)
+
+    def chosen(self, choice: Choice) -> None:
+        """A request whose prompt told whose weights were to answer is complete."""
+        self._answers.labels(choice.read).inc()
 
     def published(self, seconds: float) -> None:
         """Fast weights have been published."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from ponderttt.adaptation.chunking import chunk_spans
 from ponderttt.adaptation.params import GateName, TTTParams
 from ponderttt.engine.arrivals import Arrivals
-from ponderttt.engine.choice import LEAST_JUDGED
+from ponderttt.engine.choice import LEAST_JUDGED, Choices
 from ponderttt.engine.config import EngineConfig
 from ponderttt.engine.detokenizer import IncrementalDetokenizer
 from ponderttt.engine.outputs import Event
@@ -43,6 +43,7 @@ class Admission:
         max_model_len: tokens of prompt and completion together.
         default_gate: where neither request nor session names one.
         has_policy: whether gate `policy` can be used.
+        choices: what was chosen for earlier prompts.
         remote: a `Generator` draws the tokens, so that only what is learned or scored is read here.
     """
 
@@ -56,6 +57,7 @@ class Admission:
         max_model_len: int,
         default_gate: GateName,
         has_policy: bool,
+        choices: Choices,
         remote: bool = False,
     ) -> None:
         self._model = model
@@ -66,6 +68,7 @@ class Admission:
         self._max_model_len = max_model_len
         self._default_gate = default_gate
         self._has_policy = has_policy
+        self._choices = choices
         self._remote = remote
         # Apart, so that no completion waits behind a document that takes minutes.
         self._completions = FairQueue()
@@ -345,7 +348,7 @@ class Admission:
             return False
         if ttt.learns_generated and ttt.when == "inline":
             return False
-        enough = len(request.prompt_ids) > LEAST_JUDGED
+        enough = len(request.prompt_ids) >= LEAST_JUDGED
         return enough and 2 * self._capacity(request, ttt) <= self._config.max_kv_tokens
 
     def _readers(self, request: GenerateRequest) -> int:
@@ -382,16 +385,28 @@ class Admission:
                 )
             self.next_window(group)
         else:
-            # Weights that nothing has changed are the base model's.
-            group.judges = (
-                group.session is not None and group.session.version > 0 and self._may_judge(group)
-            )
             sequence = self._prompt_sequence(group, request)
+            self._recall_choice(group, sequence)
             group.sequences.append(sequence)
             if not self._reads_prompt_first(request, group.ttt):
                 sequence.status = Status.REMOTE
                 count = request.sampling.n
                 group.sequences += [self.fork_sequence(sequence, i) for i in range(1, count)]
+
+    def _recall_choice(self, group: Group, sequence: Sequence) -> None:
+        """Whether the prompt is to be judged, or what came of it the last time."""
+        session = group.session
+        # Weights that nothing has changed are the base model's.
+        if session is None or not session.version or not self._may_judge(group):
+            return
+        digest = self._sessions.digest(session)
+        group.choice = self._choices.recall(digest, sequence.tokens)
+        if group.choice is None:
+            group.judges = True
+        elif group.choice.read == "base":
+            # Chunks are learned as the session reads them.
+            group.judges = bool(sequence.spans)
+            sequence.base = not group.judges
 
     def _prompt_sequence(self, group: Group, request: GenerateRequest) -> Sequence:
         tokens = list(request.prompt_ids)
@@ -399,7 +414,8 @@ class Admission:
         capacity = self._capacity(request, ttt)
         sequence = Sequence(group, 0, tokens, len(tokens), self._model.new_cache(capacity))
         scores = request.sampling.prompt_logprobs is not None
-        observed = self._needs_weights(group) or scores or group.judges
+        # Kept from the session's first request on, since later ones compare with what it has read.
+        observed = self._needs_weights(group) or scores or self._may_judge(group)
         if not capacity:
             pass  # it is not read here
         elif observed:

@@ -9,7 +9,11 @@ the difference (the one-standard-error rule of Breiman et al., Classification an
 
 from __future__ import annotations
 
+import hashlib
 import math
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence as Seq
 
 import torch
 from torch import Tensor
@@ -20,11 +24,53 @@ from ponderttt.engine.sequence import Sequence
 from ponderttt.models.decoder import Decoder
 from ponderttt.models.transfer import tensor_on
 
-#: Predicted tokens of a prompt below which nothing can be told: the session answers.
-LEAST_JUDGED = 16
-# Tokens that are compared, evenly spread over the prompt. Each takes two products with the
-# vocabulary.
-_MOST_JUDGED = 256
+#: Tokens of a prompt below which nothing can be told: the session answers.
+LEAST_JUDGED = 17
+# Predictions that are compared: every other one, within these bounds, evenly spread. Each takes two
+# products with the vocabulary.
+_LEAST_ROWS, _MOST_ROWS = 32, 128
+# What was chosen is remembered for so many prompts.
+_REMEMBERED = 4096
+
+
+def judged_tokens(prompt_len: int) -> int:
+    """Tokens of a prompt, from its beginning, that are compared.
+
+    A multiple of a sixteenth to an eighth of its length, and of 16, so that prompts that grow by a
+    few keystrokes are judged alike, and once.
+    """
+    step = max(16, 1 << prompt_len.bit_length() >> 4)
+    return prompt_len // step * step
+
+
+class Choices:
+    """What was chosen, by the session's weights and what was compared; least recently used out."""
+
+    def __init__(self) -> None:
+        self._made: OrderedDict[bytes, Choice] = OrderedDict()
+
+    def recall(self, digest: str, prompt: Seq[int]) -> Choice | None:
+        """What these weights were found to be on this prompt.
+
+        Args:
+            digest: of the session's weights.
+            prompt: token ids.
+        """
+        key = _key(digest, prompt)
+        if key in self._made:
+            self._made.move_to_end(key)
+        return self._made.get(key)
+
+    def remember(self, digest: str, prompt: Seq[int], choice: Choice) -> None:
+        """Keep it for prompts that begin alike."""
+        self._made[_key(digest, prompt)] = choice
+        if len(self._made) > _REMEMBERED:
+            self._made.popitem(last=False)
+
+
+def _key(digest: str, prompt: Seq[int]) -> bytes:
+    judged = array("q", prompt[: judged_tokens(len(prompt))]).tobytes()
+    return hashlib.sha256(digest.encode() + judged).digest()
 
 
 def rival_of(sequence: Sequence, final: Tensor) -> Sequence:
@@ -52,10 +98,9 @@ def rival_of(sequence: Sequence, final: Tensor) -> Sequence:
 
 def choose(model: Decoder, sequence: Sequence, rival: Sequence) -> Choice:
     """Compare the losses of a prompt that both have read."""
-    count = sequence.prompt_len - 1
-    rows = torch.arange(count, device=model.device)
-    if count > _MOST_JUDGED:
-        rows = rows[torch.linspace(0, count - 1, _MOST_JUDGED, device=model.device).long()]
+    count = judged_tokens(sequence.prompt_len) - 1
+    compared = min(count, _MOST_ROWS, max(_LEAST_ROWS, count // 2))
+    rows = torch.linspace(0, count - 1, compared, device=model.device).long()
     targets = tensor_on(model.device, sequence.tokens[1 : count + 1])[rows]
     both = []
     for each in (sequence, rival):

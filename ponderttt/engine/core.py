@@ -25,6 +25,7 @@ from ponderttt.adaptation.update import Writer
 from ponderttt.config import cache_dir
 from ponderttt.engine.admission import Admission
 from ponderttt.engine.background import background_group
+from ponderttt.engine.choice import Choices
 from ponderttt.engine.config import DEFAULT_MODEL_LEN, EngineConfig, served_name
 from ponderttt.engine.costs import cached_costs, estimate_costs, measure_costs
 from ponderttt.engine.emitter import Emitter
@@ -132,13 +133,15 @@ class EngineCore:
         )
         self._emitter = Emitter(tokenizer.eos_token_ids, self._observer)
         self._scheduler = Scheduler(config, spares_others=model.device.type == "cpu")
+        choices = Choices()
         self._admission = Admission(
             model, tokenizer, self.sessions, self.reader, config,
-            self.max_model_len, self.default_gate, policy is not None, generator is not None,
+            self.max_model_len, self.default_gate, policy is not None, choices,
+            generator is not None,
         )  # fmt: skip
         self._phases = Phases(
             model, self.reader, self._learner, self._emitter, self._admission.fork_sequence,
-            remote=generator is not None,
+            choices, remote=generator is not None,
         )  # fmt: skip
         self._relay: Relay | None = None
         if generator is not None:
@@ -534,6 +537,8 @@ class EngineCore:
         # Of a text that is learned as it grows, generated tokens may be found there as well.
         cached = min(group.cached_tokens, group.prompt_tokens)
         group.sink(DoneEvent(*tokens, report, cached))
+        if group.choice is not None:
+            self._observer.chosen(group.choice)
         for sequence in group.sequences:
             self._keep_prefix(sequence)
         reason = group.sequences[0].finish_reason

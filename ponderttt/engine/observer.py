@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from ponderttt.engine.outputs import ChunkReport
+from ponderttt.engine.outputs import Choice, ChunkReport
 from ponderttt.fast_weights.bank import StepTag
 
 PhaseKind = Literal["prefill", "decode", "write"]
@@ -43,6 +43,9 @@ class EngineObserver(Protocol):
     def chunk(self, report: ChunkReport) -> None:
         """A chunk has been dealt with."""
 
+    def chosen(self, choice: Choice) -> None:
+        """A request whose prompt told whose weights were to answer is complete."""
+
     def published(self, seconds: float) -> None:
         """Fast weights are where a `Generator` reads them, after so long; from any thread."""
 
@@ -65,6 +68,9 @@ class NullObserver:
         """Ignore."""
 
     def chunk(self, report: ChunkReport) -> None:
+        """Ignore."""
+
+    def chosen(self, choice: Choice) -> None:
         """Ignore."""
 
     def published(self, seconds: float) -> None:

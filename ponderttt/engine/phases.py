@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 
 from ponderttt.adaptation.loss import logit_slices
-from ponderttt.engine.choice import choose, rival_of, succeed
+from ponderttt.engine.choice import Choices, choose, rival_of, succeed
 from ponderttt.engine.emitter import Emitter
 from ponderttt.engine.learner import Learner
 from ponderttt.engine.observer import PhaseKind
@@ -36,6 +36,7 @@ class Phases:
         model: frozen.
         reader, learner, emitter: the engine's.
         fork: makes sibling `index` of a sequence whose prompt has just been read.
+        choices: what was chosen for earlier prompts.
         remote: a `Generator` draws the tokens; here, prompts and chunks are only read.
     """
 
@@ -46,6 +47,7 @@ class Phases:
         learner: Learner,
         emitter: Emitter,
         fork: Callable[[Sequence, int], Sequence],
+        choices: Choices,
         remote: bool = False,
     ) -> None:
         self._model = model
@@ -53,6 +55,7 @@ class Phases:
         self._learner = learner
         self._emitter = emitter
         self._fork = fork
+        self._choices = choices
         self._remote = remote
         self.failed: list[tuple[Group, Exception]] = []
 
@@ -123,7 +126,11 @@ class Phases:
         """Both have read the prompt: whoever predicted it better answers."""
         group = rival.group
         sequence = group.sequences[0]
-        group.choice = choose(self._model, sequence, rival)
+        if group.choice is None:
+            group.choice = choose(self._model, sequence, rival)
+            if group.session is not None and group.session.version == group.version_before:
+                prompt = rival.tokens[: rival.prompt_len]
+                self._choices.remember(group.digest, prompt, group.choice)
         group.rival = None
         if group.choice.read == "base":
             sequence = succeed(sequence, rival)

@@ -64,7 +64,9 @@ class PrefixReuse:
             return False
         trunk.hits += sequence.known - known
         sequence.group.cached_tokens += sequence.known - known
-        self.cache.touch(_owner(sequence, 0)[0], sequence.chain[: sequence.known // BLOCK])
+        self.cache.touch(
+            _owner(sequence, _version(sequence))[0], sequence.chain[: sequence.known // BLOCK]
+        )
         return True
 
     @torch.inference_mode()
@@ -88,8 +90,7 @@ class PrefixReuse:
         sequence.known = at.stop
 
     def _take_adaptive(self, sequence: Sequence, chain: tuple[bytes, ...]) -> bool:
-        session = sequence.group.session
-        version = session.version if session is not None and not sequence.base else 0
+        version = _version(sequence)
         owner, cached = _owner(sequence, version)
         begun = sequence.computed
         # Of the past, nothing may have been read at another version.
@@ -172,15 +173,21 @@ class PrefixReuse:
                 return
 
 
+def _version(sequence: Sequence) -> int:
+    """Of the weights that it reads now; 0 of the base model's."""
+    session = sequence.group.session
+    return 0 if session is None or sequence.base else session.version
+
+
 def _owner(sequence: Sequence, version: int) -> tuple[Owner, bool]:
     """Whose entries a sequence reads or makes at a version, and whether they are of any use.
 
-    Weights that live for one request begin as fresh ones, which change nothing: until their first
-    commit they are the base model. Nobody else reads them later.
+    All begin as fresh weights, which change nothing: until their first commit they are the base
+    model, whose entries serve everybody. Weights that live for one request nobody reads later.
     """
     session = sequence.group.session
-    if session is None or sequence.base:
+    if session is None or sequence.base or not version:
         return None, True
     if session.ephemeral:
-        return None, version == 0
+        return None, False
     return session, version == session.version

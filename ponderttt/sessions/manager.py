@@ -392,8 +392,12 @@ class SessionManager:
         return self._bank.fresh_state() if session.state is None else session.state.clone()
 
     def digest(self, session: Session) -> str:
-        """SHA-256 of the session's fast weights, in hexadecimal."""
-        return self.state(session).digest()
+        """SHA-256 of the session's fast weights, in hexadecimal; taken once per version."""
+        if session.cold:
+            self.warm(session.owner)
+        if session.digested is None or session.digested[0] != session.version:
+            session.digested = session.version, self.state(session).digest()
+        return session.digested[1]
 
     def fresh_digest(self) -> str:
         """The digest of weights that have learned nothing: they are the base model's."""
@@ -465,7 +469,7 @@ class SessionManager:
             # Another server has made it anew: its versions count from the beginning.
             self.on_reset(session)
         apply_facts(session, facts)
-        session.version, session.kept = version, kept
+        session.version, session.kept, session.digested = version, kept, None
 
     def acquire(self, session: Session) -> bool:
         """Pin the session into the bank; False where every slot is pinned by others."""

@@ -37,6 +37,7 @@ class Session:
         version: of the fast weights; counts commits.
         pinned: versions that the store keeps as snapshots, oldest first.
         kept: versions that the store holds, ascending; the last is what a crash would leave.
+        digested: version and digest of the fast weights, as they were last asked for.
         cold: the store alone holds the weights; they are fetched when somebody needs them.
     """
 
@@ -59,6 +60,7 @@ class Session:
     last_used: float = field(default_factory=time.time)
     pinned: list[int] = field(default_factory=list)
     kept: tuple[int, ...] = ()
+    digested: tuple[int, str] | None = None
     cold: bool = False
 
     @property

@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ponderttt.adaptation.actions import Action
 from ponderttt.engine.core import EngineStats
-from ponderttt.engine.outputs import ChunkReport
+from ponderttt.engine.outputs import Choice, ChunkReport, ReadWeights
 from server.metrics import Metrics
 from tests.helpers import source_text
 from tests.server.live import PROMPT, Live
@@ -172,3 +172,13 @@ def test_roll_back_is_counted_by_cause_and_teaches_nothing() -> None:
     assert 'ponderttt_rollbacks_total{cause="norm"} 1.0' in text
     assert "ponderttt_learned_tokens_total 0.0" in text
     assert 'ponderttt_chunks_total{action="SKIP",reason="rolled_back"} 1.0' in text
+
+
+def test_answers_are_counted_by_whose_weights_gave_them() -> None:
+    metrics = Metrics("m", EngineStats)
+    answers: list[ReadWeights] = ["session", "base", "base"]
+    for read in answers:
+        metrics.chosen(Choice(read, 1.0, 1.1, 0.02, 64))
+    text = metrics.render().decode()
+    assert 'ponderttt_session_answers_total{weights="session"} 1.0' in text
+    assert 'ponderttt_session_answers_total{weights="base"} 2.0' in text

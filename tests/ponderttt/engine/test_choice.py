@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from ponderttt.adaptation.actions import Action
 from ponderttt.adaptation.params import TTTParams
+from ponderttt.engine.choice import judged_tokens
 from ponderttt.engine.core import EngineCore
 from ponderttt.engine.request import GenerateRequest
 from ponderttt.engine.sampling_params import SamplingParams
@@ -36,12 +41,14 @@ def ask(
     return GenerateRequest(prompt, replace(harness.GREEDY, **sampling), ttt)
 
 
-def mean_loss(core: EngineCore, request: GenerateRequest, ttt: TTTParams | None) -> float:
-    """Of the prompt, by a scoring request."""
+def compared(core: EngineCore, request: GenerateRequest, ttt: TTTParams | None) -> torch.Tensor:
+    """Losses of the tokens that are compared, by a scoring request."""
     scoring = SamplingParams(max_tokens=0, prompt_logprobs=0)
-    (scored,) = harness.run(core, GenerateRequest(request.prompt_ids, scoring, ttt))
+    prompt = request.prompt_ids[: judged_tokens(len(request.prompt_ids))]
+    (scored,) = harness.run(core, GenerateRequest(prompt, scoring, ttt))
     found = [-token.logprob for token in scored.prompt.logprobs if token is not None]
-    return sum(found) / len(found)
+    count = min(len(found), 128, max(32, len(found) // 2))
+    return torch.tensor(found)[torch.linspace(0, len(found) - 1, count).long()]
 
 
 @pytest.fixture(params=["tiny_llama_dir", "tiny_gpt2_dir", "tiny_qwen2_dir"])
@@ -50,22 +57,26 @@ def directory(request: pytest.FixtureRequest) -> Path:
     return found
 
 
-@pytest.mark.parametrize("number", range(8))
-def test_weights_with_the_lower_loss_on_the_prompt_answer(directory: Path, number: int) -> None:
+@pytest.mark.parametrize("length", [90, 200])
+@pytest.mark.parametrize("number", range(6))
+def test_weights_with_the_lower_loss_on_the_prompt_answer(
+    directory: Path, number: int, length: int
+) -> None:
     core = taught(directory)
-    request = ask(directory, number)
+    request = ask(directory, number, length=length)
     (got,) = harness.run(core, request)
     choice = got.report.choice
     assert choice is not None
-    assert choice.tokens == 89
-    assert choice.session == pytest.approx(mean_loss(core, request, READ), abs=1e-4)
-    assert choice.base == pytest.approx(mean_loss(core, request, None), abs=1e-4)
+    session, base = (compared(core, request, ttt) for ttt in (READ, None))
+    assert choice.tokens == len(session) == (39 if length < 100 else 95)
+    assert choice.session == pytest.approx(float(session.mean()), abs=1e-4)
+    assert choice.base == pytest.approx(float(base.mean()), abs=1e-4)
+    error = float((session - base).std()) / len(session) ** 0.5
+    assert choice.error == pytest.approx(error, rel=1e-2)
     clearly = choice.session + choice.error < choice.base
     assert choice.read == ("session" if clearly else "base")
-    always, base = replace(READ, read="session"), None
-    (expected,) = harness.run(
-        core, replace(request, request_id="x", ttt=always if choice.read == "session" else base)
-    )
+    ttt = replace(READ, read="session") if choice.read == "session" else None
+    (expected,) = harness.run(core, replace(request, request_id="x", ttt=ttt))
     assert got.tokens == expected.tokens
 
 
@@ -96,17 +107,76 @@ def test_answers_are_the_same_alone_and_among_others(tiny_llama_dir: Path, cache
     assert harness.holdings(core)[1] == 0
 
 
-def test_same_prompt_again_is_read_with_neither_weights(tiny_llama_dir: Path) -> None:
-    core = taught(tiny_llama_dir, prefix_cache_bytes=1 << 24)
+def rows_read(core: EngineCore, request: GenerateRequest) -> int:
+    """In all prefills."""
     recorder = core.observer = harness.Recorder()
-    read = []
-    for name in "ab":
-        recorder.steps.clear()
-        request = replace(ask(tiny_llama_dir, OTHER, length=192), request_id=name)
-        harness.run(core, request)
-        read.append([step.tokens for step in recorder.steps if step.kind == "prefill"])
-    # Whole, then above the trunk; then the last position of each, for its logits.
-    assert read == [[192, 192], [1, 1]]
+    harness.run(core, request)
+    return sum(step.tokens for step in recorder.steps if step.kind == "prefill")
+
+
+@pytest.mark.parametrize("number", [LEARNED, OTHER])
+def test_choice_holds_for_a_prompt_that_grows_a_little(tiny_llama_dir: Path, number: int) -> None:
+    core = taught(tiny_llama_dir, prefix_cache_bytes=1 << 24)
+    first = ask(tiny_llama_dir, number, length=192)
+    # Whole, then above the trunk with the base model's weights.
+    assert rows_read(core, replace(first, request_id="a")) == 192 + 192
+    # By whoever was chosen, the last position for its logits.
+    assert rows_read(core, replace(first, request_id="b")) == 1
+    assert rows_read(core, ask(tiny_llama_dir, number, length=207)) == 15
+    # Judged anew: what is new of the text, and the last position that was known.
+    assert rows_read(core, ask(tiny_llama_dir, number, length=208)) == 16 + 16
+
+
+def test_choice_is_that_of_a_server_that_has_not_seen_the_prompt(tiny_llama_dir: Path) -> None:
+    core = taught(tiny_llama_dir)
+    for number in range(6):
+        for length in (64, 70, 79, 80, 130):
+            request = ask(tiny_llama_dir, number, length=length)
+            (got,) = harness.run(core, request)
+            (expected,) = harness.run(taught(tiny_llama_dir), request)
+            assert got.tokens == expected.tokens
+            assert (got.report.choice is None) == (expected.report.choice is None)
+            if got.report.choice is not None and expected.report.choice is not None:
+                assert got.report.choice.read == expected.report.choice.read
+
+
+def test_choice_is_made_anew_when_the_session_has_learned(tiny_llama_dir: Path) -> None:
+    core = taught(tiny_llama_dir)
+    request = ask(tiny_llama_dir, OTHER)
+    (before,) = harness.run(core, request)
+    document = harness.text(tiny_llama_dir, OTHER, 128)
+    ttt = TTTParams(session="s", gate="fixed", chunk_size=32, action=Action.UPDATE_4)
+    harness.adapt(core, document, ttt=ttt)
+    (after,) = harness.run(core, replace(request, request_id="after"))
+    assert before.report.choice is not None
+    assert after.report.choice is not None
+    assert (before.report.choice.read, after.report.choice.read) == ("base", "session")
+    assert after.report.choice.base == pytest.approx(before.report.choice.base, abs=1e-5)
+
+
+def test_prompt_that_is_learned_is_read_by_the_session_whatever_was_chosen(
+    tiny_llama_dir: Path,
+) -> None:
+    # Nothing of it is learned, so that the weights stay what they are.
+    learns = TTTParams(session="s", gate="fixed", action=Action.SKIP, chunk_size=32)
+    core = taught(tiny_llama_dir)
+    outcomes = [
+        harness.run(core, ask(tiny_llama_dir, OTHER, ttt))[0] for ttt in (READ, learns, learns)
+    ]
+    assert len({tuple(got.tokens[0]) for got in outcomes}) == 1
+    always = replace(learns, read="session")
+    (expected,) = harness.run(core, ask(tiny_llama_dir, OTHER, always))
+    for got in outcomes[1:]:
+        assert [c.loss_before for c in got.chunks] == pytest.approx(
+            [c.loss_before for c in expected.chunks], abs=1e-5
+        )
+
+
+@given(st.integers(min_value=1, max_value=20_000))
+def test_nearly_all_of_any_prompt_is_compared(length: int) -> None:
+    judged = judged_tokens(length)
+    assert judged % 16 == 0
+    assert length - max(16, length / 8) < judged <= length
 
 
 @pytest.mark.parametrize("number", [LEARNED, OTHER])
@@ -195,10 +265,13 @@ def test_abort_while_the_rival_reads_gives_back_everything(tiny_llama_dir: Path)
 
 def test_scores_of_the_prompt_are_of_whoever_answers(tiny_llama_dir: Path) -> None:
     core = taught(tiny_llama_dir)
-    request = ask(tiny_llama_dir, OTHER, prompt_logprobs=0)
-    (got,) = harness.run(core, request)
-    found = [-token.logprob for token in got.prompt.logprobs if token is not None]
-    assert sum(found) / len(found) == pytest.approx(mean_loss(core, request, None), abs=1e-4)
+    for _ in range(2):
+        (got,) = harness.run(core, ask(tiny_llama_dir, OTHER, prompt_logprobs=0))
+        (base,) = harness.run(core, ask(tiny_llama_dir, OTHER, None, prompt_logprobs=0))
+        for mine, theirs in zip(got.prompt.logprobs[1:], base.prompt.logprobs[1:], strict=True):
+            assert mine is not None
+            assert theirs is not None
+            assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-4)
 
 
 def test_what_is_neither_is_refused() -> None:

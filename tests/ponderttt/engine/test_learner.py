@@ -173,7 +173,7 @@ def test_gate_off_reads_the_sessions_weights_and_learns_nothing(tiny_llama_dir: 
     for number in range(4):
         harness.adapt(core, harness.text(tiny_llama_dir, number, 256), ttt=FIXED)
     digest, version = core.sessions.digest(core.sessions.get("s")), core.sessions.get("s").version
-    off = TTTParams(session="s", gate="off")
+    off = TTTParams(session="s", gate="off", read="session")
     scores = SamplingParams(max_tokens=0, prompt_logprobs=0)
     got = harness.generate(core, prompt, scores, off)
     hand = by_hand(core, 60)
