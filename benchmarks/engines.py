@@ -29,12 +29,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-#: What a request asks of learning. Budget 3 is one update a chunk.
+#: What a request asks of learning. Budget 3 is one update a chunk. Where vLLM generates, the
+#: session always answers, so it does here.
 LEARNING: dict[str, list[str]] = {
     "off": ["gate=off"],
-    "inline": ["gate=fixed", "action=UPDATE_1", "budget=3", "session=engines-{n}"],
+    "inline": ["gate=fixed", "action=UPDATE_1", "budget=3", "session=engines-{n}", "read=session"],
     "background": [
-        "gate=fixed", "action=UPDATE_1", "budget=3", "when=background", "session=engines-{n}",
+        "gate=fixed", "action=UPDATE_1", "budget=3", "when=background",
+        "session=engines-{n}", "read=session",
     ],
 }  # fmt: skip
 

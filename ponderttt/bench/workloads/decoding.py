@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 
 import torch
 
@@ -165,7 +166,8 @@ class DecodeDifferent:
         def measured(number: int, sessions: list[str | None]) -> Sample:
             core.observer = phases = PhaseTimes()
             pairs = zip(rounds[number], sessions, strict=True)
-            run(core, [greedy(p, new, TTTParams(session=s, gate="off")) for p, s in pairs])
+            reads = TTTParams(gate="off", read="session")
+            run(core, [greedy(p, new, replace(reads, session=s)) for p, s in pairs])
             return Sample(statistics.median(phases.seconds("decode", 16)))
 
         return {
