@@ -134,8 +134,9 @@ class Settings(BaseSettings):
     read: Read = setting(
         "Learning",
         "auto",
-        "Answer with a session's weights where they predict the prompt better than the base "
-        "model's, else with those (auto), or always with the session's (session).",
+        "Answer with a session's weights where they predict the prompt clearly better than the "
+        "base model's, else with those (auto), or always with the session's (session; engine vllm "
+        "knows no other).",
     )
     action: ActionName = setting("Learning", "UPDATE_1", "Action of gate fixed.")
     calibration: Path | None = setting(

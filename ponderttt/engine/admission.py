@@ -328,11 +328,8 @@ class Admission:
         """Positions of KV cache that the request may need."""
         request = group.request
         if isinstance(request, GenerateRequest):
-            readers = self._readers(request)
-            if self._may_judge(group):
-                # The rival has gone when siblings come.
-                readers = max(readers, 2)
-            return self._capacity(request, group.ttt) * readers
+            group.judges = self._expects_to_judge(group, request)
+            return self._capacity(request, group.ttt) * self._readers_now(group, request)
         return min(max(len(d) for d in request.documents), self._window)
 
     def _may_judge(self, group: Group) -> bool:
@@ -350,6 +347,57 @@ class Admission:
             return False
         enough = len(request.prompt_ids) >= LEAST_JUDGED
         return enough and 2 * self._capacity(request, ttt) <= self._config.max_kv_tokens
+
+    def _expects_to_judge(self, group: Group, request: GenerateRequest) -> bool:
+        """As `decide` would find now, before the session is needed."""
+        session = group.session
+        if session is None or not self._may_judge(group):
+            return False
+        if session.cold:
+            return True  # what it has learned is not known yet
+        if session.version == 0:
+            return False
+        learns = group.ttt.learns_prompt and group.ttt.when == "inline"
+        digest = self._sessions.digest(session)
+        return learns or self._choices.recall(digest, request.prompt_ids) is None
+
+    def decide(self, group: Group) -> None:
+        """Whether the prompt is to be judged, or what came of it the last time.
+
+        Call it before any of it is read, once it is known what the session's weights are.
+        """
+        if group.is_adapt or not group.sequences:
+            return
+        session, sequence = group.session, group.sequences[0]
+        # Weights that nothing has changed are the base model's.
+        group.judges = session is not None and session.version > 0 and self._may_judge(group)
+        group.choice, sequence.base = None, False
+        # What teaches the session while it is read has losses of several versions.
+        if group.judges and not sequence.spans:
+            group.choice = self._choices.recall(group.digest, sequence.tokens)
+            group.judges = group.choice is None
+            sequence.base = group.choice is not None and group.choice.read == "base"
+        self.fit_reservation(group)
+
+    def fit_reservation(self, group: Group) -> None:
+        """Give back, or take, what the request needs less or more than it has set aside."""
+        request = group.request
+        if not group.reserved or not isinstance(request, GenerateRequest):
+            return
+        need = self._capacity(request, group.ttt) * self._readers_now(group, request)
+        self.kv_reserved += need - group.reserved
+        group.reserved = need
+
+    def _readers_now(self, group: Group, request: GenerateRequest) -> int:
+        """Sequences of the request that hold keys and values, the rival among them."""
+        count = self._readers(request)
+        if not group.judges:
+            return count
+        if group.ttt.learns_prompt and group.ttt.when == "inline":
+            # A chunk to be learned keeps what the session has read, whoever answers.
+            return count + 1
+        # The rival has gone when siblings come.
+        return max(count, 2) if group.choice is None else count
 
     def _readers(self, request: GenerateRequest) -> int:
         """Sequences of the request that are read here: elsewhere, siblings are only drawn."""
@@ -386,27 +434,11 @@ class Admission:
             self.next_window(group)
         else:
             sequence = self._prompt_sequence(group, request)
-            self._recall_choice(group, sequence)
             group.sequences.append(sequence)
             if not self._reads_prompt_first(request, group.ttt):
                 sequence.status = Status.REMOTE
                 count = request.sampling.n
                 group.sequences += [self.fork_sequence(sequence, i) for i in range(1, count)]
-
-    def _recall_choice(self, group: Group, sequence: Sequence) -> None:
-        """Whether the prompt is to be judged, or what came of it the last time."""
-        session = group.session
-        # Weights that nothing has changed are the base model's.
-        if session is None or not session.version or not self._may_judge(group):
-            return
-        digest = self._sessions.digest(session)
-        group.choice = self._choices.recall(digest, sequence.tokens)
-        if group.choice is None:
-            group.judges = True
-        elif group.choice.read == "base":
-            # Chunks are learned as the session reads them.
-            group.judges = bool(sequence.spans)
-            sequence.base = not group.judges
 
     def _prompt_sequence(self, group: Group, request: GenerateRequest) -> Sequence:
         tokens = list(request.prompt_ids)

@@ -62,7 +62,9 @@ class Choices:
         return self._made.get(key)
 
     def remember(self, digest: str, prompt: Seq[int], choice: Choice) -> None:
-        """Keep it for prompts that begin alike."""
+        """Keep it for prompts that begin alike, unless its losses are no numbers."""
+        if not math.isfinite(choice.session + choice.base):
+            return
         self._made[_key(digest, prompt)] = choice
         if len(self._made) > _REMEMBERED:
             self._made.popitem(last=False)
@@ -73,14 +75,15 @@ def _key(digest: str, prompt: Seq[int]) -> bytes:
     return hashlib.sha256(digest.encode() + judged).digest()
 
 
-def rival_of(sequence: Sequence, final: Tensor) -> Sequence:
+def rival_of(sequence: Sequence, final: Tensor, first_adaptive: int) -> Sequence:
     """The same prompt, to be read with the base model's weights.
 
     Args:
         sequence: has been read to its prompt's end.
         final: a buffer like its own.
+        first_adaptive: index of the first adaptive block; those below are read.
     """
-    cache = sequence.cache.fork()
+    cache = sequence.cache.fork(first_adaptive)
     cache.length = 0
     return Sequence(
         sequence.group,

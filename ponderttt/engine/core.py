@@ -413,6 +413,7 @@ class EngineCore:
             for sequence, _ in plan.pieces:
                 if sequence.computed == sequence.prompt_len:
                     self._keep_prefix(sequence)
+                    self._admission.fit_reservation(sequence.group)
         for group in groups_of(plan):
             try:
                 self._advance(group)
@@ -459,13 +460,13 @@ class EngineCore:
 
     def _reuse_prefix(self, sequence: Sequence, take: Callable[[Sequence], bool]) -> bool:
         try:
+            # Before anything is taken over: whose weights it reads may depend on it.
+            self._note_version(sequence.group)
             reused = take(sequence)
         except Exception as error:  # it concerns this request alone
             _LOG.exception("request %s cannot start", sequence.group.id)
             self._fail(sequence.group, error)
             return True
-        if sequence.computed:
-            self._note_version(sequence.group)
         return reused
 
     def _keep_prefix(self, sequence: Sequence) -> None:
@@ -499,9 +500,13 @@ class EngineCore:
 
     def _note_version(self, group: Group) -> None:
         """What a request begins to read: others may have taught its session while it waited."""
-        if group.session is not None and not group.digest and not group.background:
-            group.version_before = group.session.version
-            group.digest = self.sessions.digest(group.session)
+        session = group.session
+        if session is None or group.background:
+            return
+        if not group.digest or (session.version != group.version_before and group.is_unread):
+            group.version_before = session.version
+            group.digest = self.sessions.digest(session)
+            self._admission.decide(group)
 
     # --- ends ----------------------------------------------------------------------------
 

@@ -119,17 +119,20 @@ class Phases:
         """The prompt has been read with the session's weights: now with the base model's."""
         sequence.status = Status.JUDGED
         final = self._reader.new_buffer(sequence.cache.capacity)
-        sequence.group.rival = rival_of(sequence, final)
+        sequence.group.rival = rival_of(sequence, final, self._reader.first_adaptive)
 
     @torch.inference_mode()
     def _judge(self, rival: Sequence) -> None:
         """Both have read the prompt: whoever predicted it better answers."""
         group = rival.group
         sequence = group.sequences[0]
+        # What has taught the session meanwhile makes another comparison of it.
+        same = group.session is not None and group.session.version == group.version_before
+        prompt = rival.tokens[: rival.prompt_len]
+        group.choice = self._choices.recall(group.digest, prompt) if same else None
         if group.choice is None:
             group.choice = choose(self._model, sequence, rival)
-            if group.session is not None and group.session.version == group.version_before:
-                prompt = rival.tokens[: rival.prompt_len]
+            if same:
                 self._choices.remember(group.digest, prompt, group.choice)
         group.rival = None
         if group.choice.read == "base":

@@ -107,7 +107,9 @@ class PrefixReuse:
             before = sequence.computed
             self._copy(sequence, block, number * BLOCK, end)
             sequence.note_read(version, sequence.computed - before)
-        self.cache.adaptive_counts.hits += sequence.computed - begun
+        # Looked up is a prompt once, whoever reads it.
+        if sequence is not sequence.group.rival:
+            self.cache.adaptive_counts.hits += sequence.computed - begun
         return sequence.computed > begun
 
     def _copy(self, sequence: Sequence, block: AdaptiveBlock, origin: int, end: int) -> None:

@@ -35,12 +35,14 @@ class Reader:
     Args:
         model: frozen.
         bank: the fast weights; every sequence reads its session's slot.
+
+    `first_adaptive` is the index of the first adaptive block.
     """
 
     def __init__(self, model: Decoder, bank: AdapterBank) -> None:
         self._model = model
         self._bank = bank
-        self._first_adaptive = bank.layout.first_layer
+        self.first_adaptive = bank.layout.first_layer
 
     def new_buffer(self, capacity: int) -> Tensor:
         """A boundary or final buffer of one sequence, [capacity, hidden]."""
@@ -89,10 +91,10 @@ class Reader:
             x = torch.cat(rows)
         else:
             x = model.embed(self._token_ids(pieces), batch)
-            x = model.run(x, 0, self._first_adaptive, batch)
+            x = model.run(x, 0, self.first_adaptive, batch)
             self._keep_boundary(pieces, x, lengths)
         adapter = self._bank.read(tags, lengths)
-        x = model.run(x, self._first_adaptive, model.config.num_layers, batch, adapter)
+        x = model.run(x, self.first_adaptive, model.config.num_layers, batch, adapter)
         normed = model.normed(x).split(lengths)
         for (sequence, count), final in zip(pieces, normed, strict=True):
             if sequence.final is not None:

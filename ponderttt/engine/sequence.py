@@ -222,6 +222,15 @@ class Group:
         return self.sequences if self.rival is None else [*self.sequences, self.rival]
 
     @property
+    def is_unread(self) -> bool:
+        """Whether it is a prompt of which nothing has been read yet."""
+        waits = all(
+            s.status is Status.PREFILL and not s.computed and not s.generated
+            for s in self.sequences
+        )
+        return waits and not self.is_adapt
+
+    @property
     def is_adapt(self) -> bool:
         """Whether it teaches documents rather than continuing a prompt."""
         return isinstance(self.request, AdaptRequest)

@@ -51,11 +51,11 @@ class KVCache:
         if end > self.capacity:
             raise IndexError(f"position {end - 1} lies beyond a KV cache of {self.capacity}")
 
-    def fork(self) -> KVCache:
-        """A copy that goes its own way."""
+    def fork(self, below: int | None = None) -> KVCache:
+        """A copy that goes its own way; of the layers before `below` only, where it is given."""
         layers, kv_heads, _, head_dim = self.keys.shape
         twin = KVCache(layers, kv_heads, head_dim, self.capacity, self.keys.device, self.keys.dtype)
-        twin.keys[:, :, : self.length].copy_(self.keys[:, :, : self.length])
-        twin.values[:, :, : self.length].copy_(self.values[:, :, : self.length])
+        twin.keys[:below, :, : self.length].copy_(self.keys[:below, :, : self.length])
+        twin.values[:below, :, : self.length].copy_(self.values[:below, :, : self.length])
         twin.length = self.length
         return twin

@@ -81,7 +81,8 @@ class SessionOptions(LearningOptions):
     read: Read | None = Field(
         None,
         description="Whose weights answer: `auto` the session's where they predict the prompt "
-        "better than the base model's do, else the base model's; `session` always the session's.",
+        "clearly better than the base model's do, else those; `session` always the session's, as "
+        "where nothing is generated (`max_tokens` 0), and with the engine `vllm`.",
     )
 
 

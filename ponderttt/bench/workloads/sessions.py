@@ -86,6 +86,8 @@ class _Sessions:
             chunk_size=self._chunk,
             adapt_on=self._learns,
             when="inline",
+            # As the loop's adapters do.
+            read="session",
         )
 
     def _loop(self, loop: PeftLoop, rounds: Rounds, number: int) -> Sample:

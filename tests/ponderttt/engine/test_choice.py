@@ -277,3 +277,112 @@ def test_scores_of_the_prompt_are_of_whoever_answers(tiny_llama_dir: Path) -> No
 def test_what_is_neither_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="'base' is not one of auto, session"):
         TTTParams(read="base")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_prompt_that_teaches_is_judged_alike_whatever_was_asked_before(
+    tiny_llama_dir: Path, number: int
+) -> None:
+    learns = TTTParams(session="s", action=Action.UPDATE_4, chunk_size=16)
+    outcomes = []
+    for asked_before in (False, True):
+        core = taught(tiny_llama_dir)
+        if asked_before:
+            harness.run(core, ask(tiny_llama_dir, number))
+        outcomes += harness.run(core, ask(tiny_llama_dir, number, learns))
+    first, second = outcomes
+    assert first.report.choice is not None
+    assert second.report.choice is not None
+    assert second.report.choice.read == first.report.choice.read
+    assert second.report.choice.session == pytest.approx(first.report.choice.session, abs=1e-5)
+    assert second.tokens == first.tokens
+
+
+def test_session_that_learns_while_the_request_waits_is_judged_as_it_is_then(
+    tiny_llama_dir: Path,
+) -> None:
+    core = harness.make_core(tiny_llama_dir, max_batch_tokens=32, busy_batch_tokens=32)
+    core.sessions.create("s", TTTParams())
+    strangers = [ask(tiny_llama_dir, number, None, length=200) for number in range(3)]
+    learner = ask(
+        tiny_llama_dir, LEARNED, TTTParams(session="s", action=Action.UPDATE_4, chunk_size=16),
+        length=64, max_tokens=1,
+    )  # fmt: skip
+    *_, got = harness.run(core, *strangers, learner, ask(tiny_llama_dir, OTHER))
+    assert (got.report.version_before > 0) == (got.report.choice is not None)
+
+
+@pytest.mark.parametrize(
+    ("ttt", "n", "readers"),
+    [
+        (READ, 1, 2),
+        (READ, 3, 3),
+        (TTTParams(session="s", gate="fixed", chunk_size=32), 1, 2),
+        (TTTParams(session="s", gate="fixed", chunk_size=32), 3, 4),
+        (replace(READ, read="session"), 1, 1),
+    ],
+)
+def test_no_more_is_held_than_was_reserved(
+    tiny_llama_dir: Path, ttt: TTTParams, n: int, readers: int
+) -> None:
+    core = taught(tiny_llama_dir)
+    harness.submit(core, ask(tiny_llama_dir, OTHER, ttt, n=n, temperature=1.0, seed=1))
+    most = 0
+    while core.has_work:
+        core.step()
+        for group in core._running:
+            held = {id(s.cache): s.cache.capacity for s in group.readers}
+            if group.write is not None:
+                cache = group.write.sequence.cache
+                held[id(cache)] = cache.capacity
+            assert sum(held.values()) <= group.reserved == core.stats().kv_tokens
+            most = max(most, group.reserved)
+    assert most == readers * 102
+    assert core.stats().kv_tokens == 0
+
+
+def test_what_is_remembered_needs_no_room_for_a_second_reading(tiny_llama_dir: Path) -> None:
+    core = taught(tiny_llama_dir, max_kv_tokens=4 * 102)
+    requests = [replace(ask(tiny_llama_dir, OTHER), request_id=str(i)) for i in range(5)]
+    harness.run(core, requests[0])
+    for request in requests[1:]:
+        harness.submit(core, request)
+    most = 0
+    while core.has_work:
+        core.step()
+        most = max(most, core.stats().running)
+    assert most == 4
+
+
+def test_rival_finds_no_more_than_was_looked_up(tiny_llama_dir: Path) -> None:
+    core = taught(tiny_llama_dir, prefix_cache_bytes=1 << 24)
+    for _ in range(3):
+        harness.run(core, ask(tiny_llama_dir, OTHER, length=192))
+        core.sessions.get("s").digested = (core.sessions.get("s").version, "another")
+    for counts in (core.stats().prefix_trunk, core.stats().prefix_adaptive):
+        assert counts.hits <= counts.queries
+
+
+def test_choice_between_losses_that_are_no_numbers_is_not_remembered(tiny_llama_dir: Path) -> None:
+    core = taught(tiny_llama_dir)
+    core.bank._weights[core.sessions.get("s").slot].fill_(float("nan"))
+    (got,) = harness.run(core, ask(tiny_llama_dir, OTHER))
+    assert got.error
+    assert not core._admission._choices._made
+
+
+def test_abort_while_a_chunk_is_to_be_learned_and_the_rival_reads(tiny_llama_dir: Path) -> None:
+    core = taught(tiny_llama_dir, max_batch_tokens=20, busy_batch_tokens=20)
+    before, session = harness.holdings(core), core.sessions.get("s")
+    version = session.version
+    # A last chunk of full length, so that it is still to be learned when the prompt has been read.
+    ttt = TTTParams(session="s", gate="fixed", chunk_size=96)
+    request = ask(tiny_llama_dir, OTHER, ttt, length=96)
+    harness.submit(core, request)
+    harness.step_until(
+        core, lambda: any(g.rival is not None and g.write is not None for g in core._running)
+    )
+    core.abort(request.request_id)
+    assert harness.holdings(core) == before
+    assert not core.has_work
+    assert session.version == version
