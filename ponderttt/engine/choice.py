@@ -2,9 +2,9 @@
 
 What a session has learned of a repository helps there and does harm elsewhere. The prompt tells
 which it is: it is read with the base model's weights, too (the adaptive blocks only, over the same
-boundary activations). The session goes on where its loss is lower by more than a standard error of
-the difference (the one-standard-error rule of Breiman et al., Classification and Regression Trees,
-1984, section 3.4.3), so that the base model does where there is little to tell them apart by.
+boundary activations). The session goes on where its loss is lower beyond doubt: by a one-sided test
+at 5%, in which tokens count as independent. The base model does where there is little to tell them
+apart by.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from ponderttt.models.transfer import tensor_on
 
 #: Tokens of a prompt below which nothing can be told: the session answers.
 LEAST_JUDGED = 17
-# Predictions that are compared: every other one, within these bounds, evenly spread. Each takes two
-# products with the vocabulary.
-_LEAST_ROWS, _MOST_ROWS = 32, 128
+# Predictions that are compared, evenly spread. Each takes two products with the vocabulary.
+_MOST_ROWS = 128
+# Standard errors of the mean difference: 5% of a normal distribution lie beyond.
+_SURE = 1.645
 # What was chosen is remembered for so many prompts.
 _REMEMBERED = 4096
 
@@ -102,8 +103,7 @@ def rival_of(sequence: Sequence, final: Tensor, first_adaptive: int) -> Sequence
 def choose(model: Decoder, sequence: Sequence, rival: Sequence) -> Choice:
     """Compare the losses of a prompt that both have read."""
     count = judged_tokens(sequence.prompt_len) - 1
-    compared = min(count, _MOST_ROWS, max(_LEAST_ROWS, count // 2))
-    rows = torch.linspace(0, count - 1, compared, device=model.device).long()
+    rows = torch.linspace(0, count - 1, min(count, _MOST_ROWS), device=model.device).long()
     targets = tensor_on(model.device, sequence.tokens[1 : count + 1])[rows]
     both = []
     for each in (sequence, rival):
@@ -114,7 +114,7 @@ def choose(model: Decoder, sequence: Sequence, rival: Sequence) -> Choice:
     worse = session - base
     error = float(worse.std()) / math.sqrt(len(rows))
     # Where one is not a number, the session answers: its request fails and says why.
-    read: ReadWeights = "base" if float(worse.mean()) >= -error else "session"
+    read: ReadWeights = "base" if float(worse.mean()) >= -_SURE * error else "session"
     return Choice(read, float(session.mean()), float(base.mean()), error, len(rows))
 
 
