@@ -179,7 +179,8 @@ class PromptChoice(ResponseModel):
     session: float | None = Field(description="Loss of the prompt by these weights, nats/token.")
     base: float | None = Field(description="The same by the base model's.")
     error: float | None = Field(
-        description="Standard error of their difference; the session's must be lower by 1.645 times it."
+        description="Standard error of their difference; the session answers where its loss is "
+        "lower by 1.645 times as much."
     )
     tokens: int = Field(description="Of the prompt, that were compared.")
 
