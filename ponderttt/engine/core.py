@@ -460,13 +460,16 @@ class EngineCore:
 
     def _reuse_prefix(self, sequence: Sequence, take: Callable[[Sequence], bool]) -> bool:
         try:
-            # Before anything is taken over: whose weights it reads may depend on it.
-            self._note_version(sequence.group)
+            if not sequence.group.is_adapt:
+                # Before anything is taken over: whose weights a prompt reads depends on it.
+                self._note_version(sequence.group)
             reused = take(sequence)
         except Exception as error:  # it concerns this request alone
             _LOG.exception("request %s cannot start", sequence.group.id)
             self._fail(sequence.group, error)
             return True
+        if sequence.computed:
+            self._note_version(sequence.group)
         return reused
 
     def _keep_prefix(self, sequence: Sequence) -> None:

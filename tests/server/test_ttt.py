@@ -175,3 +175,19 @@ def test_eight_sessions_at_once_say_what_each_says_alone(live: Live) -> None:
     assert together == alone
     # The lessons made a difference, or this would show nothing.
     assert len({said for said, _ in alone}) > 4
+
+
+def test_answer_tells_whose_weights_gave_it_and_a_session_may_settle_that(live: Live) -> None:
+    name = live.new_session(read="session")
+    assert live.session(name)["read"] == "session"
+    live.adapt(name, source_text()[2000:6000], gate="fixed", chunk_size=64)
+    assert complete(live, session=name, gate="off")["choice"] is None
+    choice = complete(live, session=name, gate="off", read="auto")["choice"]
+    assert set(choice) == {"read", "session", "base", "error", "tokens"}
+    surely = choice["session"] + 1.645 * choice["error"] < choice["base"]
+    assert choice["read"] == ("session" if surely else "base")
+
+
+def test_weights_that_are_nobodys_are_refused(live: Live) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"read.*auto.*session"):
+        complete(live, read="mine")
