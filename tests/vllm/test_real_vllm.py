@@ -53,7 +53,7 @@ def ask(server: Live, prompt: str, session: str | None = None, **options: Any) -
     """A greedy answer, with the runner-up of each token."""
     body = {
         "prompt": prompt, "max_tokens": 24, "temperature": 0, "logprobs": 2,
-        "ttt": {"session": session, "gate": "off"}, **options,
+        "ttt": {"session": session, "gate": "off", "read": "session"}, **options,
     }  # fmt: skip
     answer = server.http.post("/v1/completions", json=body)
     assert answer.status_code == 200, answer.text
