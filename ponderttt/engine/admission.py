@@ -328,8 +328,8 @@ class Admission:
         """Positions of KV cache that the request may need."""
         request = group.request
         if isinstance(request, GenerateRequest):
-            group.judges = self._expects_to_judge(group, request)
-            return self._capacity(request, group.ttt) * self._readers_now(group, request)
+            readers = self._readers_now(group, request, self._expects_to_judge(group, request))
+            return self._capacity(request, group.ttt) * readers
         return min(max(len(d) for d in request.documents), self._window)
 
     def _may_judge(self, group: Group) -> bool:
@@ -384,14 +384,15 @@ class Admission:
         request = group.request
         if not group.reserved or not isinstance(request, GenerateRequest):
             return
-        need = self._capacity(request, group.ttt) * self._readers_now(group, request)
+        readers = self._readers_now(group, request, group.judges)
+        need = self._capacity(request, group.ttt) * readers
         self.kv_reserved += need - group.reserved
         group.reserved = need
 
-    def _readers_now(self, group: Group, request: GenerateRequest) -> int:
+    def _readers_now(self, group: Group, request: GenerateRequest, judges: bool) -> int:
         """Sequences of the request that hold keys and values, the rival among them."""
         count = self._readers(request)
-        if not group.judges:
+        if not judges:
             return count
         if group.ttt.learns_prompt and group.ttt.when == "inline":
             # A chunk to be learned keeps what the session has read, whoever answers.
