@@ -67,7 +67,7 @@ def mean_score(live: Live, name: str, prompt: str) -> float:
 
 def completion(live: Live, name: str, prompt: str) -> str:
     body = {"prompt": prompt, "max_tokens": 24, "temperature": 0, "ignore_eos": True,
-            "ttt": {"session": "repo", "gate": "off"}}  # fmt: skip
+            "ttt": {"session": "repo", "gate": "off", "read": "session"}}  # fmt: skip
     answer = live.http.post("/v1/completions", json=body, headers=bearer_of(name))
     return str(answer.json()["choices"][0]["text"])
 
