@@ -61,6 +61,8 @@ def measure(model: str, rank: int, directory: str, repeats: int) -> dict[str, ob
     sessions = SessionManager(bank, 4)
     config = StoreConfig(directory, write_delay=0.0)
     sessions.attach(SessionStore(open_files(directory), codec, 3), config)
+    attached = sessions._attached
+    assert attached is not None
     session = sessions.create("repo", TTTParams())
     sessions.flush()
     times: dict[str, list[float]] = {
@@ -72,7 +74,7 @@ def measure(model: str, rank: int, directory: str, repeats: int) -> dict[str, ob
         times["commit"].append(seconds(sessions.flush))
         session.chunks += 1
         times["commit_record"].append(seconds(sessions.flush))
-        sessions._put_away(sessions._open_vault(), session)
+        attached.upkeep.put_away(session)
         times["load"].append(seconds(lambda: sessions.warm("repo")))
     sessions.close()
     return {

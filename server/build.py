@@ -7,6 +7,7 @@ from dataclasses import replace
 from ponderttt.adaptation.calibration import calibration_for
 from ponderttt.engine.config import DEFAULT_MODEL_LEN, EngineConfig, served_name
 from ponderttt.engine.core import EngineCore
+from ponderttt.engine.loading import load_core
 from ponderttt.engine.vllm.check import VllmMismatchError, check_fit, check_version, start_command
 from ponderttt.engine.vllm.config import VllmConfig
 from ponderttt.engine.vllm.errors import VllmError
@@ -43,7 +44,7 @@ def build_core(settings: Settings, *, progress: bool = False) -> EngineCore:
 def _load(
     settings: Settings, config: EngineConfig, generator: VllmGenerator | None, progress: bool
 ) -> EngineCore:
-    return EngineCore.from_pretrained(
+    return load_core(
         settings.model,
         config=config,
         device=settings.device,

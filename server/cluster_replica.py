@@ -135,7 +135,7 @@ class Replica:
                 await self._engine.warm(call.session)
             except SessionElsewhereError as error:
                 if call.waited > _ASK_AFTER_SECONDS:
-                    await asyncio.to_thread(self._engine.core.sessions.ask_for, call.session)
+                    await asyncio.to_thread(self._engine.core.sessions.ahead.ask_for, call.session)
                 yield Elsewhere(str(error))
                 return
             except PonderError:
@@ -187,7 +187,7 @@ class Held:
         """Called by Serve to make room, and by Python: leave the session to the store, once."""
         if not self._left:
             self._left = True
-            self._engine.core.sessions.leave(self._name)
+            self._engine.core.sessions.ahead.leave(self._name)
 
 
 async def exchange(app: ASGIApp, call: Call) -> AsyncGenerator[Batch, None]:

@@ -14,10 +14,10 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from ponderttt import __version__
-from ponderttt.engine.core import EngineStats
 from ponderttt.engine.observer import StepRecord
 from ponderttt.engine.outputs import Choice, ChunkReport
-from ponderttt.sessions.vault import StoreStats
+from ponderttt.engine.stats import EngineStats
+from ponderttt.sessions.stats import StoreStats
 
 # Editors live below 0.3 s, batch jobs above 60 s.
 _LATENCY = (

@@ -13,6 +13,7 @@ from ponderttt.adaptation.actions import Action, CostModel
 from ponderttt.adaptation.rules import UpdateRule
 from ponderttt.engine.config import EngineConfig, TTTDefaults
 from ponderttt.engine.core import EngineCore
+from ponderttt.engine.loading import load_core
 from ponderttt.errors import InvalidRequestError
 from ponderttt.fast_weights.layout import LoRAConfig
 from training.corpora import record
@@ -49,7 +50,7 @@ def open_core(
         measure_costs=measure_costs,
         ttt=TTTDefaults(gate="off", chunk_size=recipe.episodes.chunk_size),
     )
-    return EngineCore.from_pretrained(recipe.model, device=device, config=config)
+    return load_core(recipe.model, device=device, config=config)
 
 
 def collect_traces(

@@ -11,8 +11,8 @@ from benchmarks.faults.check import Result, check
 from ponderttt.adaptation.params import TTTParams
 from ponderttt.errors import DamagedSessionError
 from ponderttt.sessions.record import RECORD_FILE
+from tests.ponderttt.sessions.servers import Place
 from tests.ponderttt.sessions.stores import same
-from tests.ponderttt.sessions.test_vault import Place
 
 
 def damage(path: Path, kind: str, draws: random.Random) -> None:

@@ -154,7 +154,7 @@ def cold(tiny: Path, scratch: Path, seed: int, rounds: int = 30) -> Result:
         body = {"prompt": "def main():", "max_tokens": 1, "ttt": {"session": "repo", "gate": "off"}}
         for number in range(rounds + 1):
             until = time.monotonic() + 60
-            while not live.core.sessions.is_cold("repo"):
+            while not live.core.sessions.ahead.is_cold("repo"):
                 check(time.monotonic() < until, "the session stays warm")
                 time.sleep(0.05)
             for known in times.values():

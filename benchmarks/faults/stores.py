@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 from benchmarks.faults.check import Result, check
 from ponderttt.engine import core as engine_core
-from ponderttt.sessions.vault import StoreStats
+from ponderttt.sessions.stats import StoreStats
 from tests.helpers import source_text
 from tests.ponderttt.sessions.small_disk import Filler
 from tests.ponderttt.sessions.stores import Faults, FaultyFiles
@@ -176,9 +176,9 @@ def on_disk(tiny: Path, mount: Path) -> Result:
         teach_all(live, 40, first=8)
         time.sleep(1.0)
         unsaved, failures = stats(live).unsaved, stats(live).failures
-        vault = live.core.sessions._vault
-        assert vault is not None
-        loaded = {name: vault._store.load(name) for name in NAMES}
+        attached = live.core.sessions._attached
+        assert attached is not None
+        loaded = {name: attached.vault._store.load(name) for name in NAMES}
         intact = sum(
             not each.damaged and each.facts.version == committed[n] for n, each in loaded.items()
         )

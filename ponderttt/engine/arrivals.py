@@ -35,7 +35,7 @@ class Arrivals:
             return False
         coming = self._coming.get(session.owner)
         if coming is None and send_for:
-            coming = self._coming[session.owner] = self._sessions.fetch(session.owner)
+            coming = self._coming[session.owner] = self._sessions.ahead.fetch(session.owner)
         return coming is None or not coming.done()
 
     def forget(self, session: Session | None) -> None:
@@ -56,7 +56,7 @@ class Arrivals:
             return False
         loaded = coming.result()
         # Others may have used it and put it away since.
-        if not self._sessions.has_fetched(session.owner, loaded):
+        if not self._sessions.ahead.has_fetched(session.owner, loaded):
             return False
         self._sessions.warm(session.owner, loaded)
         return True

@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from ponderttt.engine.core import EngineCore, EngineStats
+from ponderttt.engine.core import EngineCore
 from ponderttt.engine.outputs import DoneEvent, ErrorEvent, Event, TokenEvent
 from ponderttt.engine.request import Request
+from ponderttt.engine.stats import EngineStats
 from ponderttt.engine.threads import ThreadShare
 from ponderttt.errors import NotFoundError, OverloadedError, UnavailableError
 
@@ -129,7 +130,7 @@ class AsyncEngine:
         Returns:
             Its events; the last is a DoneEvent or an ErrorEvent.
         Raises:
-            InvalidRequestError, PromptTooLongError, NotFoundError: as `Admission.prepare`.
+            InvalidRequestError, PromptTooLongError, NotFoundError: as `InputProcessor.prepare`.
             OverloadedError: too many requests wait.
             UnavailableError: not started, draining or failed.
         """
@@ -185,10 +186,10 @@ class AsyncEngine:
             NotFoundError, DamagedSessionError, ConflictError, StoreError.
         """
         sessions = self.core.sessions
-        if sessions.is_cold(name):
+        if sessions.ahead.is_cold(name):
             # Others may wait for the same session.
             try:
-                loaded = await asyncio.shield(asyncio.wrap_future(sessions.fetch(name)))
+                loaded = await asyncio.shield(asyncio.wrap_future(sessions.ahead.fetch(name)))
             except NotFoundError:
                 # Another server may have deleted it.
                 await self.call(lambda core: core.sessions.forget_cold(name))
@@ -197,12 +198,12 @@ class AsyncEngine:
 
     async def find(self, name: str) -> None:
         """Have a session known here that another server may have stored meanwhile."""
-        if self.core.sessions.is_unknown(name):
+        if self.core.sessions.ahead.is_unknown(name):
             await self.warm(name)
 
     async def refresh_sessions(self) -> None:
         """Learn of sessions that other servers of the store have made or deleted."""
-        listing = await asyncio.to_thread(self.core.sessions.listing)
+        listing = await asyncio.to_thread(self.core.sessions.ahead.listing)
         await self.call(lambda core: core.sessions.refresh(listing))
 
     async def delete_session(self, name: str) -> None:
@@ -211,11 +212,11 @@ class AsyncEngine:
         sessions = self.core.sessions
         if name not in sessions.unreadable():
             sessions.get(name)
-        await asyncio.to_thread(sessions.claim_to_delete, name)
+        await asyncio.to_thread(sessions.ahead.claim_to_delete, name)
         try:
             deleted = await self.call(lambda core: core.delete_session(name))
         finally:
-            await asyncio.to_thread(sessions.end_claim, name)
+            await asyncio.to_thread(sessions.ahead.end_claim, name)
         if deleted is not None:
             await asyncio.shield(asyncio.wrap_future(deleted))
 
@@ -226,12 +227,12 @@ class AsyncEngine:
             name: the id; None makes one.
             make: creates the session of this id.
         """
-        reserved = await asyncio.to_thread(self.core.sessions.reserve, name)
+        reserved = await asyncio.to_thread(self.core.sessions.ahead.reserve, name)
         try:
             return await self.call(lambda core: make(core, reserved))
         finally:
             # Nothing where it was used.
-            await asyncio.to_thread(self.core.sessions.cancel_reservation, reserved)
+            await asyncio.to_thread(self.core.sessions.ahead.cancel_reservation, reserved)
 
     async def stop(self, drain_seconds: float = 30.0) -> None:
         """Take no more requests, let those that run finish, end the thread, store all sessions.

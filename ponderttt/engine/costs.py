@@ -18,6 +18,7 @@ import torch
 from ponderttt.adaptation.actions import Action, CostModel
 from ponderttt.adaptation.observe import ChunkRead, Scores, score
 from ponderttt.adaptation.update import Write, Writer, probabilities_fit, top_gradient
+from ponderttt.config import cache_dir
 from ponderttt.fast_weights.bank import AdapterBank, StepTag
 from ponderttt.models.decoder import Decoder
 
@@ -106,6 +107,41 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - begun
+
+
+def machine_costs(
+    model: Decoder,
+    bank: AdapterBank,
+    writer: Writer,
+    model_name: str,
+    chunk_size: int,
+) -> CostModel:
+    """What the actions cost on this machine: the figures of an earlier start, or timed now.
+
+    Args:
+        model, bank, writer: what is timed; they are left as they were.
+        model_name: as clients call it.
+        chunk_size: tokens of the chunk that is timed.
+    """
+    layout = bank.layout
+    key: dict[str, object] = {
+        "model": model_name,
+        "shape": [model.config.num_layers, model.config.hidden_size],
+        "device": str(model.device),
+        "dtype": str(model.dtype),
+        "chunk_size": chunk_size,
+        "lora": [layout.config.rank, layout.first_layer, layout.size],
+        "optimizer": writer.rule.optimizer,
+        "packed": model.head.packed_bytes > 0,
+    }
+    # Only where there are some, so that the figures of earlier starts stay known.
+    if model.kernels is not None:
+        key["kernels"] = model.kernels
+    if model.compiled:
+        key["compiled"] = True
+    return cached_costs(
+        cache_dir() / "costs", key, lambda: measure_costs(model, bank, writer, chunk_size)
+    )
 
 
 def cached_costs(

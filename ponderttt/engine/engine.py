@@ -11,6 +11,7 @@ from typing import Any
 from ponderttt.adaptation.params import TTTParams
 from ponderttt.engine.config import EngineConfig
 from ponderttt.engine.core import EngineCore
+from ponderttt.engine.loading import load_core
 from ponderttt.engine.outputs import (
     ChunkReport,
     DoneEvent,
@@ -130,12 +131,12 @@ class Engine:
             model: embedded name, hub name or directory.
             sessions: directory or URL where sessions are kept; None: in memory, or as
                 `config.store` says.
-            options: as for `EngineCore.from_pretrained`.
+            options: as for `load_core`.
         """
         if sessions is not None:
             config = options.get("config") or EngineConfig()
             options["config"] = replace(config, store=StoreConfig(str(sessions)))
-        return cls(EngineCore.from_pretrained(model, **options))
+        return cls(load_core(model, **options))
 
     def close(self) -> None:
         """Save all sessions and let go of them."""

@@ -8,6 +8,8 @@ a chunk's or the prompt's end: the next token is drawn, and the gate asked, from
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,8 @@ from ponderttt.engine.prefix_cache import (
     chain_keys,
 )
 from ponderttt.engine.sequence import Sequence
+
+_LOG = logging.getLogger(__name__)
 
 
 class PrefixReuse:
@@ -123,13 +127,21 @@ class PrefixReuse:
             sequence.final[here].copy_(block.final[there])
         sequence.computed = cache.length = stop
 
-    @torch.inference_mode()
     def keep(self, sequence: Sequence) -> None:
         """Enter what a sequence has read, as far as there is room for it.
 
         Positions whose past was read at several versions have trunk entries only, and so have those
-        of a version that is outdated or whose weights live for one request.
+        of a version that is outdated or whose weights live for one request. Where that fails, the
+        cache is emptied.
         """
+        try:
+            self._enter(sequence)
+        except Exception:  # no memory, most likely; the request itself goes on
+            _LOG.exception("prefix of request %s not kept; emptying the cache", sequence.group.id)
+            self.cache.clear()
+
+    @torch.inference_mode()
+    def _enter(self, sequence: Sequence) -> None:
         if sequence.boundary is None or not self._concerns(sequence):
             return
         chain = chain_keys(sequence.tokens[: sequence.computed])

@@ -37,6 +37,11 @@ class ResolvedTTT:
         """Whether generated chunks are gated."""
         return self.gate != "off" and self.adapt_on in ("generated", "both")
 
+    @property
+    def learns(self) -> bool:
+        """Whether any chunks are gated."""
+        return self.learns_prompt or self.learns_generated
+
 
 def resolve_ttt(
     request: TTTParams,

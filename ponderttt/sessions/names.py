@@ -42,6 +42,13 @@ def check_session_id(param: str, name: str) -> None:
     check_plain_name(param, plain_name(name))
 
 
+def given_or_new_name(name: str | None) -> str:
+    """A session's name; None makes one. InvalidRequestError where it is not valid."""
+    name = new_session_id() if name is None else name
+    check_session_id("id", name)
+    return name
+
+
 def is_session_id(name: str) -> bool:
     """Whether `check_session_id` has nothing against it."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -101,6 +102,23 @@ class Session:
             self.loss_ema = _ema(self.loss_ema, loss) if self.loss_ema else loss
         self.cost_ema = _ema(self.cost_ema, nominal_cost)
         self.chunks += 1
+
+    def fork(self, owner: str, state: AdapterState) -> Session:
+        """A copy that goes its own way from here.
+
+        Args:
+            owner: its name.
+            state: of its fast weights; it becomes the copy's own.
+        """
+        child = copy.copy(self)
+        child.owner, child.state = owner, state
+        child.slot, child.pins = BASE_SLOT, 0
+        child.ledger = copy.deepcopy(self.ledger)
+        child.threshold = copy.copy(self.threshold)
+        child.learned = self.learned.copy()
+        child.pinned, child.kept = [], ()
+        child.created = child.last_used = time.time()
+        return child
 
     @property
     def updates(self) -> int:

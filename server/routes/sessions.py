@@ -123,7 +123,7 @@ async def roll_back_session(
     await engine.warm(name)
     sessions = engine.core.sessions
     await engine.call(lambda core: core.sessions.get(name))
-    loaded = await asyncio.to_thread(sessions.read_version, name, body.version)
+    loaded = await asyncio.to_thread(sessions.ahead.read_version, name, body.version)
 
     def roll_back(core: EngineCore) -> SessionObject:
         session = core.sessions.rollback(name, body.version, loaded)

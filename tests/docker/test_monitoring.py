@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from ponderttt.engine.core import EngineStats
-from ponderttt.sessions.vault import StoreStats
+from ponderttt.engine.stats import EngineStats
+from ponderttt.sessions.stats import StoreStats
 from server.metrics import Metrics
 from tests.docker.dockerfile import ROOT
 from tests.docker.panels import DASHBOARD, metrics_in, queries, read_dashboard

@@ -23,7 +23,7 @@ from schemathesis import Case, GenerationMode
 from schemathesis.core.result import Ok
 
 from ponderttt.engine.async_engine import AsyncEngine
-from ponderttt.engine.core import EngineCore
+from ponderttt.engine.loading import load_core
 from server.app import create_app
 from server.engine_config import engine_config
 from server.keys import digest_of
@@ -112,9 +112,7 @@ class App:
             max_sessions=2000,
             drain_seconds=5.0,
         )
-        self.engine = AsyncEngine(
-            EngineCore.from_pretrained(options.model, config=engine_config(options))
-        )
+        self.engine = AsyncEngine(load_core(options.model, config=engine_config(options)))
         self.app = create_app(self.engine, options)
         self.document: dict[str, Any] = json.loads(json.dumps(self.app.openapi()))
         self.loop = asyncio.new_event_loop()

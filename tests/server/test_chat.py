@@ -13,7 +13,7 @@ from httpx import ASGITransport
 
 from ponderttt.engine.async_engine import AsyncEngine
 from ponderttt.engine.config import EngineConfig
-from ponderttt.engine.core import EngineCore
+from ponderttt.engine.loading import load_core
 from server.app import create_app
 from server.settings import Settings
 from tests.server.live import Live
@@ -122,7 +122,7 @@ async def test_chat_for_a_model_without_template_is_refused(
     directory = tmp_path / "plain"
     shutil.copytree(tiny_gpt2_dir, directory)
     (directory / "chat_template.jinja").unlink()
-    core = EngineCore.from_pretrained(str(directory), config=EngineConfig(measure_costs=False))
+    core = load_core(str(directory), config=EngineConfig(measure_costs=False))
     app = create_app(AsyncEngine(core), Settings())
     async with httpx.AsyncClient(
         transport=ASGITransport(app), base_url="http://localhost"

@@ -19,7 +19,7 @@ from httpx import ASGITransport
 
 from ponderttt.engine.async_engine import AsyncEngine
 from ponderttt.engine.config import EngineConfig
-from ponderttt.engine.core import EngineCore
+from ponderttt.engine.loading import load_core
 from server.app import create_app
 from server.settings import Settings
 from tests.server.live import PROMPT, Live, live_server
@@ -163,7 +163,7 @@ def test_prompts_that_belong_together_run_all_or_not_at_all(live: Live) -> None:
 
 
 async def test_readiness_tells_why_it_is_missing(tiny_llama_dir: Path) -> None:
-    core = EngineCore.from_pretrained(str(tiny_llama_dir), config=EngineConfig(measure_costs=False))
+    core = load_core(str(tiny_llama_dir), config=EngineConfig(measure_costs=False))
     engine = AsyncEngine(core)
     app = create_app(engine, Settings())
     async with httpx.AsyncClient(

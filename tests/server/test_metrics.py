@@ -5,8 +5,8 @@ from __future__ import annotations
 from prometheus_client.parser import text_string_to_metric_families
 
 from ponderttt.adaptation.actions import Action
-from ponderttt.engine.core import EngineStats
 from ponderttt.engine.outputs import Choice, ChunkReport, ReadWeights
+from ponderttt.engine.stats import EngineStats
 from server.metrics import Metrics
 from tests.helpers import source_text
 from tests.server.live import PROMPT, Live

@@ -1,119 +1,136 @@
-"""The door: what is refused, naming field and limit, before anything runs."""
+"""The door: who waits, for what, and what becomes of those who can't begin."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ponderttt.adaptation.params import TTTParams
 from ponderttt.engine.core import EngineCore
-from ponderttt.engine.request import AdaptRequest, GenerateRequest, Request
+from ponderttt.engine.request import GenerateRequest
 from ponderttt.engine.sampling_params import SamplingParams
-from ponderttt.errors import InvalidRequestError, NotFoundError, PromptTooLongError
+from ponderttt.errors import NotFoundError, OverloadedError
+from ponderttt.models.decoder import Decoder
 from tests.ponderttt.engine import harness
 
+OFF = TTTParams(gate="off")
+LONG = replace(harness.GREEDY, max_tokens=40)
 
-@pytest.fixture
-def core(tiny_llama_dir: Path) -> EngineCore:
-    core = harness.make_core(tiny_llama_dir, max_num_seqs=4, max_model_len=64)
-    core.sessions.create("s", TTTParams(gate="fixed", chunk_size=16, budget=2.5))
+
+def learn(session: str | None, **settings: Any) -> TTTParams:
+    return TTTParams(**({"session": session, "gate": "fixed", "chunk_size": 32} | settings))
+
+
+def make_core(directory: Path, *sessions: str, **settings: Any) -> EngineCore:
+    core = harness.make_core(directory, **settings)
+    for name in sessions:
+        core.sessions.create(name, TTTParams())
     return core
 
 
-def generate(prompt: tuple[int, ...] = (5, 6), **sampling: Any) -> GenerateRequest:
-    return GenerateRequest(prompt, SamplingParams(**sampling))
+def ask(directory: Path, number: int, length: int, ttt: TTTParams = OFF) -> GenerateRequest:
+    return GenerateRequest(harness.text(directory, number, length), LONG, ttt)
 
 
-def adapt(*documents: tuple[int, ...], session: str | None = "s") -> AdaptRequest:
-    return AdaptRequest(documents, TTTParams(session=session))
+def test_requests_beyond_the_slots_of_the_bank_wait_and_then_run(tiny_llama_dir: Path) -> None:
+    names = ("a", "b", "c", "d")
+    core = make_core(tiny_llama_dir, *names, adapter_slots=2)
+    outcomes = [
+        harness.submit(core, ask(tiny_llama_dir, n, 40, learn(name)))
+        for n, name in enumerate(names)
+    ]
+    most = 0
+    while core.has_work:
+        assert core.step()
+        pinned = sum(core.sessions.get(name).pins > 0 for name in names)
+        most = max(most, pinned)
+        assert pinned <= 2
+        assert core.stats().bank_occupied <= 2
+    assert most == 2
+    assert [outcome.report.version_after for outcome in outcomes] == [2] * 4
+    assert core.stats().evictions == 2
+    for name, outcome in zip(names, outcomes, strict=True):
+        alone = make_core(tiny_llama_dir, name)
+        lone = harness.run(alone, ask(tiny_llama_dir, names.index(name), 40, learn(name)))[0]
+        assert outcome.tokens == lone.tokens
+        torch.testing.assert_close(
+            harness.weights(core, name), harness.weights(alone, name), atol=1e-4, rtol=0
+        )
 
 
-@pytest.mark.parametrize(
-    ("request_", "param", "says"),
-    [
-        (lambda: generate(()), "prompt", "is empty; give at least one token"),
-        (lambda: generate((5, -1)), "prompt", "token id -1 lies outside"),
-        (lambda: generate((5, 10**9)), "prompt", "token id 1000000000 lies outside"),
-        (lambda: generate(n=5), "n", "5 exceeds the 4 sequences"),
-        (lambda: generate(logit_bias={10**6: 1.0}), "logit_bias.1000000", "vocabulary"),
-        (lambda: generate(logit_bias={-1: 1.0}), "logit_bias.-1", "vocabulary"),
-        (lambda: adapt(), "documents", "is empty; give at least one document"),
-        (lambda: adapt((5,), ()), "documents[1].text", "is empty"),
-        (lambda: adapt((5, 10**9)), "documents[0].text", "token id 1000000000"),
-        (lambda: adapt((5,), session=None), "ttt.session", "needs a session"),
-    ],
-)
-def test_request_with_a_bad_value_is_refused_by_field(
-    core: EngineCore, request_: Callable[[], Request], param: str, says: str
+def test_requests_beyond_the_kv_cache_wait_in_order(tiny_llama_dir: Path) -> None:
+    core = make_core(tiny_llama_dir, max_kv_tokens=200)
+    requests = [ask(tiny_llama_dir, n, 80) for n in range(3)]
+    outcomes = [harness.submit(core, request) for request in requests]
+    core.step()
+    assert (core.stats().kv_tokens, core.stats().waiting) == (120, 2)
+    harness.drain(core)
+    assert all(outcome.ended for outcome in outcomes)
+    assert core.stats().kv_tokens == 0
+
+
+def test_requests_beyond_the_sequences_wait_counting_siblings(tiny_llama_dir: Path) -> None:
+    core = make_core(tiny_llama_dir, max_num_seqs=4)
+    many = GenerateRequest(
+        harness.text(tiny_llama_dir, 0, 20), SamplingParams(max_tokens=8, n=3), OFF
+    )
+    outcomes = [harness.submit(core, r) for r in (many, ask(tiny_llama_dir, 1, 20), many)]
+    core.step()
+    assert core.stats().waiting == 1
+    harness.drain(core)
+    assert all(outcome.ended for outcome in outcomes)
+
+
+def test_queue_beyond_its_limit_refuses(tiny_llama_dir: Path) -> None:
+    core = make_core(tiny_llama_dir, max_waiting=2)
+    for number in range(2):
+        harness.submit(core, ask(tiny_llama_dir, number, 10))
+    with pytest.raises(OverloadedError, match="2 requests are waiting"):
+        harness.submit(core, ask(tiny_llama_dir, 3, 10))
+    assert core.waiting == 2
+    harness.drain(core)
+    harness.submit(core, ask(tiny_llama_dir, 3, 10))
+
+
+def test_request_whose_session_is_deleted_while_it_waits_fails_alone(tiny_llama_dir: Path) -> None:
+    core = make_core(tiny_llama_dir, "s", "t")
+    recorder = core.observer = harness.Recorder()
+    gone = harness.submit(core, ask(tiny_llama_dir, 0, 20, learn("s")))
+    stays = harness.submit(core, ask(tiny_llama_dir, 1, 40, learn("t")))
+    core.delete_session("s")
+    # A new session of the same name is another session.
+    core.sessions.create("s", TTTParams())
+    harness.drain(core)
+    assert isinstance(gone.error, NotFoundError)
+    assert "deleted" in str(gone.error)
+    assert stays.report.version_after == 2
+    assert core.sessions.get("s").version == 0
+    assert ("error", 20, 0) in recorder.outcomes
+
+
+def test_request_for_which_there_is_no_memory_fails_alone(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InvalidRequestError) as caught:
-        core.prepare(request_(), print)
-    assert caught.value.param == param
-    assert says in str(caught.value)
-    assert not core.has_work
+    core = make_core(tiny_llama_dir, "s")
+    before = harness.holdings(core)
+    make = Decoder.new_cache
 
+    def scarce(self: Decoder, capacity: int) -> Any:
+        if capacity > 200:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return make(self, capacity)
 
-@pytest.mark.parametrize(
-    ("length", "new", "param"), [(65, 0, "prompt"), (64, 1, "max_tokens"), (1, 64, "max_tokens")]
-)
-def test_request_beyond_the_context_window_is_too_long(
-    core: EngineCore, length: int, new: int, param: str
-) -> None:
-    with pytest.raises(PromptTooLongError, match="context window of 64") as caught:
-        core.prepare(generate((5,) * length, max_tokens=new), print)
-    assert caught.value.param == param
-
-
-def test_request_with_the_last_token_of_the_vocabulary_is_taken(core: EngineCore) -> None:
-    last = core.model.config.vocab_size - 1
-    core.prepare(generate((0, last)), print)
-    with pytest.raises(InvalidRequestError, match=rf"\[0, {last}\]"):
-        core.prepare(generate((last + 1,)), print)
-
-
-@pytest.mark.parametrize("make", [lambda t: GenerateRequest((5,), ttt=t),
-                                  lambda t: AdaptRequest(((5,),), t)])  # fmt: skip
-def test_request_of_an_unknown_session_is_not_found(
-    core: EngineCore, make: Callable[[TTTParams], Request]
-) -> None:
-    with pytest.raises(NotFoundError, match="'nobody'"):
-        core.prepare(make(TTTParams(session="nobody")), print)
-
-
-def test_request_of_a_session_takes_its_settings(core: EngineCore) -> None:
-    group = core.prepare(GenerateRequest((5,), ttt=TTTParams(session="s", budget=3.0)), print)
-    assert (group.ttt.gate, group.ttt.chunk_size, group.ttt.budget) == ("fixed", 16, 3.0)
-    assert group.named
-    document = core.prepare(AdaptRequest(((5,),), TTTParams(session="s")), print)
-    assert (document.ttt.budget, document.ttt.when) == (2.5, "inline")
-
-
-def test_request_that_scores_a_prompt_adapts_only_where_it_is_asked_to(core: EngineCore) -> None:
-    scores = SamplingParams(max_tokens=0, prompt_logprobs=1)
-    assert core.prepare(GenerateRequest((5,), scores), print).ttt.gate == "off"
-    asked = core.prepare(GenerateRequest((5,), scores, TTTParams(gate="fixed")), print)
-    assert asked.ttt.gate == "fixed"
-    assert core.prepare(GenerateRequest((5,)), print).ttt.gate == "threshold"
-
-
-def test_document_beyond_the_context_window_is_taken(core: EngineCore) -> None:
-    assert core.prepare(adapt((5,) * 1000), print).prompt_tokens == 1000
-
-
-def test_request_reserves_what_it_may_need_and_no_more(core: EngineCore) -> None:
-    needs = []
-    for request in (
-        generate((5,) * 10, max_tokens=20),
-        generate((5,) * 10, max_tokens=20, n=3),
-        adapt((5,) * 30, (5,) * 12),
-        adapt((5,) * 500),
-    ):
-        before = core.stats().kv_tokens
-        harness.submit(core, request)
-        core._admit()
-        needs.append(core.stats().kv_tokens - before)
-        harness.drain(core)
-    assert needs == [30, 90, 30, 64]
+    monkeypatch.setattr(Decoder, "new_cache", scarce)
+    small = harness.submit(core, ask(tiny_llama_dir, 0, 20, learn("s")))
+    big = harness.submit(core, ask(tiny_llama_dir, 1, 300, learn("s")))
+    another = harness.submit(core, ask(tiny_llama_dir, 2, 20))
+    harness.drain(core)
+    assert "allocate" in str(big.error)
+    assert small.ended
+    assert another.done.generated_tokens == 40
+    assert harness.holdings(core) == (1, 0, {"s": 0})
+    assert before[1:] == (0, {"s": 0})

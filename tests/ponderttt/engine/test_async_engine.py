@@ -28,6 +28,7 @@ from ponderttt.engine.outputs import (
 )
 from ponderttt.engine.request import AdaptRequest, GenerateRequest, Tenant
 from ponderttt.engine.sampling_params import SamplingParams
+from ponderttt.engine.sequence_factory import SequenceFactory
 from ponderttt.errors import (
     ConflictError,
     InvalidRequestError,
@@ -450,13 +451,13 @@ async def test_stop_does_not_wait_for_background_learning(
 async def test_stop_waits_for_a_request_that_is_just_being_admitted(
     tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = Admission._start
+    begin = SequenceFactory.begin
 
-    def slowly(self: Admission, *args: Any) -> None:
+    def slowly(self: SequenceFactory, *args: Any, **settings: Any) -> None:
         time.sleep(0.2)
-        start(self, *args)
+        begin(self, *args, **settings)
 
-    monkeypatch.setattr(Admission, "_start", slowly)
+    monkeypatch.setattr(SequenceFactory, "begin", slowly)
     async with running(harness.make_core(tiny_llama_dir)) as engine:
         stream = engine.submit(ask())
         await asyncio.sleep(0.05)

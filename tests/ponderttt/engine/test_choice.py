@@ -208,55 +208,15 @@ def test_session_learns_the_same_whoever_answers(tiny_llama_dir: Path, when: Any
     assert len(digests) == 1
 
 
-@pytest.mark.parametrize(
-    ("ttt", "changes"),
-    [
-        (replace(READ, read="session"), {}),
-        (TTTParams(session="s", gate="fixed", chunk_size=32, adapt_on="both"), {}),
-        (READ, {"length": 16}),
-        (READ, {"max_tokens": 0}),
-        (TTTParams(gate="fixed", chunk_size=32), {}),
-    ],
-    ids=["asked for", "learns its answer", "too short", "generates nothing", "no session"],
-)
-def test_nothing_is_compared(tiny_llama_dir: Path, ttt: TTTParams, changes: Any) -> None:
-    (got,) = harness.run(taught(tiny_llama_dir), ask(tiny_llama_dir, OTHER, ttt, **changes))
-    assert got.report.choice is None
-
-
-def test_fresh_session_is_the_base_model(tiny_llama_dir: Path) -> None:
-    core = harness.make_core(tiny_llama_dir)
-    core.sessions.create("s", TTTParams())
-    (got,) = harness.run(core, ask(tiny_llama_dir, OTHER))
-    assert got.report.choice is None
-
-
-def test_session_says_itself_how_it_is_read(tiny_llama_dir: Path) -> None:
-    core = taught(tiny_llama_dir)
-    core.sessions.get("s").defaults = TTTParams(read="session")
-    (got,) = harness.run(core, ask(tiny_llama_dir, OTHER))
-    assert got.report.choice is None
-    (got,) = harness.run(core, ask(tiny_llama_dir, OTHER, replace(READ, read="auto")))
-    assert got.report.choice is not None
-
-
-def test_prompt_without_room_for_two_readings_is_answered_by_the_session(
-    tiny_llama_dir: Path,
-) -> None:
-    # 90 of the prompt and 12 of the answer.
-    for room, compared in ((203, False), (204, True)):
-        core = taught(tiny_llama_dir, max_kv_tokens=room)
-        (got,) = harness.run(core, ask(tiny_llama_dir, OTHER))
-        assert (got.report.choice is not None) == compared
-
-
 def test_abort_while_the_rival_reads_gives_back_everything(tiny_llama_dir: Path) -> None:
     core = taught(tiny_llama_dir, max_batch_tokens=20, busy_batch_tokens=20)
     before = harness.holdings(core)
     request = ask(tiny_llama_dir, OTHER)
     got = harness.submit(core, request)
-    harness.step_until(core, lambda: any(g.rival and g.rival.computed for g in core._running))
-    assert core._running[0].sequences[0].status is Status.JUDGED
+    harness.step_until(
+        core, lambda: any(g.rival and g.rival.computed for g in core._lifecycle.running)
+    )
+    assert core._lifecycle.running[0].sequences[0].status is Status.JUDGED
     core.abort(request.request_id)
     assert harness.holdings(core) == before
     assert not core.has_work
@@ -298,62 +258,6 @@ def test_prompt_that_teaches_is_judged_alike_whatever_was_asked_before(
     assert second.tokens == first.tokens
 
 
-def test_session_that_learns_while_the_request_waits_is_judged_as_it_is_then(
-    tiny_llama_dir: Path,
-) -> None:
-    core = harness.make_core(tiny_llama_dir, max_batch_tokens=32, busy_batch_tokens=32)
-    core.sessions.create("s", TTTParams())
-    strangers = [ask(tiny_llama_dir, number, None, length=200) for number in range(3)]
-    learner = ask(
-        tiny_llama_dir, LEARNED, TTTParams(session="s", action=Action.UPDATE_4, chunk_size=16),
-        length=64, max_tokens=1,
-    )  # fmt: skip
-    *_, got = harness.run(core, *strangers, learner, ask(tiny_llama_dir, OTHER))
-    assert (got.report.version_before > 0) == (got.report.choice is not None)
-
-
-@pytest.mark.parametrize(
-    ("ttt", "n", "readers"),
-    [
-        (READ, 1, 2),
-        (READ, 3, 3),
-        (TTTParams(session="s", gate="fixed", chunk_size=32), 1, 2),
-        (TTTParams(session="s", gate="fixed", chunk_size=32), 3, 4),
-        (replace(READ, read="session"), 1, 1),
-    ],
-)
-def test_no_more_is_held_than_was_reserved(
-    tiny_llama_dir: Path, ttt: TTTParams, n: int, readers: int
-) -> None:
-    core = taught(tiny_llama_dir)
-    harness.submit(core, ask(tiny_llama_dir, OTHER, ttt, n=n, temperature=1.0, seed=1))
-    most = 0
-    while core.has_work:
-        core.step()
-        for group in core._running:
-            held = {id(s.cache): s.cache.capacity for s in group.readers}
-            if group.write is not None:
-                cache = group.write.sequence.cache
-                held[id(cache)] = cache.capacity
-            assert sum(held.values()) <= group.reserved == core.stats().kv_tokens
-            most = max(most, group.reserved)
-    assert most == readers * 102
-    assert core.stats().kv_tokens == 0
-
-
-def test_what_is_remembered_needs_no_room_for_a_second_reading(tiny_llama_dir: Path) -> None:
-    core = taught(tiny_llama_dir, max_kv_tokens=4 * 102)
-    requests = [replace(ask(tiny_llama_dir, OTHER), request_id=str(i)) for i in range(5)]
-    harness.run(core, requests[0])
-    for request in requests[1:]:
-        harness.submit(core, request)
-    most = 0
-    while core.has_work:
-        core.step()
-        most = max(most, core.stats().running)
-    assert most == 4
-
-
 def test_rival_finds_no_more_than_was_looked_up(tiny_llama_dir: Path) -> None:
     core = taught(tiny_llama_dir, prefix_cache_bytes=1 << 24)
     for _ in range(3):
@@ -368,7 +272,7 @@ def test_choice_between_losses_that_are_no_numbers_is_not_remembered(tiny_llama_
     core.bank._weights[core.sessions.get("s").slot].fill_(float("nan"))
     (got,) = harness.run(core, ask(tiny_llama_dir, OTHER))
     assert got.error
-    assert not core._admission._choices._made
+    assert not core._phases._choices._made
 
 
 def test_abort_while_a_chunk_is_to_be_learned_and_the_rival_reads(tiny_llama_dir: Path) -> None:
@@ -380,7 +284,8 @@ def test_abort_while_a_chunk_is_to_be_learned_and_the_rival_reads(tiny_llama_dir
     request = ask(tiny_llama_dir, OTHER, ttt, length=96)
     harness.submit(core, request)
     harness.step_until(
-        core, lambda: any(g.rival is not None and g.write is not None for g in core._running)
+        core,
+        lambda: any(g.rival is not None and g.write is not None for g in core._lifecycle.running),
     )
     core.abort(request.request_id)
     assert harness.holdings(core) == before

@@ -14,6 +14,7 @@ from ponderttt.adaptation.calibration import calibration_for
 from ponderttt.adaptation.rules import UpdateRule
 from ponderttt.engine.config import EngineConfig, TTTDefaults, served_name
 from ponderttt.engine.core import EngineCore
+from ponderttt.engine.loading import load_core
 from ponderttt.errors import InvalidRequestError
 from ponderttt.fast_weights.layout import LoRAConfig
 from tests.ponderttt.engine import harness
@@ -140,7 +141,7 @@ def test_name_is_that_of_the_directory_or_the_one_given(
 
 def test_engine_without_a_shape_or_rule_takes_those_of_its_model(tiny_llama_dir: Path) -> None:
     config = EngineConfig(measure_costs=False)
-    core = EngineCore.from_pretrained(str(tiny_llama_dir), config=config)
+    core = load_core(str(tiny_llama_dir), config=config)
     assert (core.bank.layout.config, core.writer.rule) == (LoRAConfig(), UpdateRule())
     decoder, tokenizer = harness.load(tiny_llama_dir)
     calibrated = calibration_for("smollm2-135m")
@@ -151,5 +152,5 @@ def test_engine_without_a_shape_or_rule_takes_those_of_its_model(tiny_llama_dir:
 def test_engine_with_a_shape_and_rule_keeps_them(tiny_llama_dir: Path) -> None:
     lora, rule = LoRAConfig(rank=3, layers=1), UpdateRule(optimizer="sgd")
     config = EngineConfig(lora=lora, rule=rule, measure_costs=False)
-    core = EngineCore.from_pretrained(str(tiny_llama_dir), config=config)
+    core = load_core(str(tiny_llama_dir), config=config)
     assert (core.bank.layout.config, core.writer.rule) == (lora, rule)

@@ -14,7 +14,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ponderttt.adaptation.actions import Action, CostModel
 from ponderttt.adaptation.params import TTTParams
-from ponderttt.engine import core as core_module
 from ponderttt.engine import costs as costs_module
 from ponderttt.engine.core import EngineCore
 from ponderttt.engine.costs import cached_costs, estimate_costs, measure_costs
@@ -146,7 +145,7 @@ def test_figures_are_kept_by_the_kernels_only_where_there_are_some(
 ) -> None:
     monkeypatch.setenv("PONDERTTT_CACHE", str(tmp_path))
     monkeypatch.setattr(Decoder, "kernels", kernels)
-    monkeypatch.setattr(core_module, "measure_costs", lambda *given: MEASURED)
+    monkeypatch.setattr(costs_module, "measure_costs", lambda *given: MEASURED)
     harness.make_core(tiny_llama_dir).measure_costs(64)
     (path,) = (tmp_path / "costs").iterdir()
     key = json.loads(path.read_text())["key"]

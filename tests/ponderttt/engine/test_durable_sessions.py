@@ -18,7 +18,7 @@ from ponderttt.errors import ConflictError, NotFoundError, StoreError
 from ponderttt.fast_weights.layout import LoRAConfig
 from ponderttt.sessions.config import StoreConfig
 from tests.ponderttt.engine import harness
-from tests.ponderttt.sessions.stores import memory_url, same
+from tests.ponderttt.sessions.stores import attached, memory_url, same
 
 #: Every gate that keeps state of its own between chunks.
 TTT = TTTParams(session="s", gate="threshold", chunk_size=32, budget=2.5)
@@ -65,10 +65,9 @@ def test_session_put_away_between_requests_answers_and_learns_the_same(
     steady, moving = make_core(tiny_llama_dir, None), make_core(tiny_llama_dir, str(tmp_path))
     for number in range(3):
         prompt = harness.text(tiny_llama_dir, number, 120)
-        vault = moving.sessions._open_vault()
         moving.sessions.flush()
         if not moving.sessions.get("s").cold:
-            moving.sessions._put_away(vault, moving.sessions.get("s"))
+            attached(moving.sessions).upkeep.put_away(moving.sessions.get("s"))
         outcomes = [harness.generate(core, prompt, ttt=TTT) for core in (steady, moving)]
         assert outcomes[0].tokens == outcomes[1].tokens
         assert outcomes[0].report.digest == outcomes[1].report.digest
@@ -130,8 +129,8 @@ def test_request_of_a_session_whose_store_fails_ends_with_the_error_and_others_g
 ) -> None:
     core = make_core(tiny_llama_dir, str(tmp_path))
     core.sessions.flush()
-    core.sessions._put_away(core.sessions._open_vault(), core.sessions.get("s"))
-    store = core.sessions._open_vault()._store
+    attached(core.sessions).upkeep.put_away(core.sessions.get("s"))
+    store = attached(core.sessions).vault._store
 
     def fail(path: str) -> bytes:
         raise StoreError("the disk is gone")
@@ -154,8 +153,8 @@ def slow(
     """An engine whose session is in the store alone, which waits for an event to give it."""
     core = make_core(tiny_llama_dir, str(tmp_path))
     core.sessions.flush()
-    core.sessions._put_away(core.sessions._open_vault(), core.sessions.get("s"))
-    files, come = core.sessions._open_vault()._store.files, threading.Event()
+    attached(core.sessions).upkeep.put_away(core.sessions.get("s"))
+    files, come = attached(core.sessions).vault._store.files, threading.Event()
     read = files.read
 
     def wait(path: str) -> bytes | None:

@@ -189,7 +189,7 @@ def test_read_with_a_foreign_or_outdated_tag_raises_and_reads_nothing(
         GenerateRequest((5, 6, 7), harness.GREEDY, TTTParams(session="a", gate="off")), print
     )
     core.enqueue(group)
-    core._admit()
+    core._lifecycle.admit()
     sequence = group.sequences[0]
     (tag,) = core.reader.tags([sequence])
     assert (tag.owner, tag.version, tag.mode) == ("a", 5, "READ")

@@ -327,7 +327,7 @@ def test_sequences_side_by_side_of_which_one_is_known_take_turns(tiny_llama_dir:
     seen = harness.submit(core, ask(tiny_llama_dir, 0, 256))
     recorder = core.observer = harness.Recorder()
     harness.step_until(core, lambda: bool(recorder.first_tokens))
-    progress = [(s.known, s.generated) for g in core._running for s in g.sequences]
+    progress = [(s.known, s.generated) for g in core._lifecycle.running for s in g.sequences]
     assert progress == [(0, 0), (256, 1)]
     harness.drain(core)
     assert (new.done.cached_tokens, seen.done.cached_tokens) == (0, 256)
@@ -502,10 +502,10 @@ def test_request_begun_at_another_version_takes_nothing_of_the_present_one(
     core.step()
     bump(core, "s")
     # While it waits, another request reads all of the prompt at the new version.
-    (waiting,) = core._running
-    core._running.clear()
+    (waiting,) = core._lifecycle.running
+    core._lifecycle.running.clear()
     harness.run(core, ask(tiny_llama_dir, 0, 256, quiet))
-    core._running.append(waiting)
+    core._lifecycle.running.append(waiting)
     recorder = core.observer = harness.Recorder()
     harness.drain(core)
     assert sum(rows_read(recorder)) == 192
@@ -516,10 +516,10 @@ def test_version_and_digest_are_those_of_the_entries_taken_over(tiny_llama_dir: 
     quiet = TTTParams(session="s", gate="off")
     harness.run(core, ask(tiny_llama_dir, 0, 256, quiet))
     got = harness.submit(core, ask(tiny_llama_dir, 0, 256, quiet))
-    core._admit()
-    core._next_plan()
+    core._lifecycle.admit()
+    core._planner.next()
     # Between the plan and the phase nothing can happen; before another plan a write may.
-    (group,) = core._running
+    (group,) = core._lifecycle.running
     assert group.sequences[0].computed == 255
     digest = core.sessions.digest(core.sessions.get("s"))
     bump(core, "s")
@@ -536,6 +536,6 @@ def test_cache_that_is_off_keeps_and_counts_nothing(tiny_llama_dir: Path) -> Non
     assert core.stats().prefix_trunk == core.stats().prefix_adaptive == PrefixCounts()
     group = core.prepare(ask(tiny_llama_dir, 0, 128), print)
     core.enqueue(group)
-    core._admit()
+    core._lifecycle.admit()
     # Nor is a buffer set aside that nobody would read.
     assert group.sequences[0].boundary is None

@@ -36,7 +36,7 @@ def start(core: EngineCore, ids: tuple[int, ...], session: str | None = None) ->
         print,
     )
     core.enqueue(group)
-    core._admit()
+    core._lifecycle.admit()
     sequence = group.sequences[0]
     if sequence.final is None:
         sequence.boundary, sequence.final = core.reader.new_buffers(sequence.cache.capacity)

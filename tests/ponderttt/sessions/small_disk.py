@@ -20,7 +20,7 @@ from ponderttt.fast_weights.bank import AdapterState
 from ponderttt.sessions.files import open_files
 from ponderttt.sessions.store import SessionStore
 from tests.ponderttt.sessions import stores
-from tests.ponderttt.sessions.test_vault import Place, Server
+from tests.ponderttt.sessions.servers import Place, Server
 
 NAMES = ("a", "b", "c")
 

@@ -18,6 +18,7 @@ from ponderttt.fast_weights.bank import AdapterBank, AdapterState
 from ponderttt.fast_weights.layout import AdapterLayout, LoRAConfig
 from ponderttt.sessions.codec import StateCodec
 from ponderttt.sessions.files import Files, LocalFiles, open_files
+from ponderttt.sessions.manager import Attached, SessionManager
 from ponderttt.sessions.record import Facts, facts_of
 from ponderttt.sessions.session import Session
 from ponderttt.sessions.store import SessionStore
@@ -52,6 +53,13 @@ def make_bank(directory: Path, slots: int = 2) -> AdapterBank:
 def make_store(directory: Path, url: str | Path, keep: int = 3) -> SessionStore:
     """A store of the tiny model's sessions."""
     return SessionStore(open_files(str(url)), make_codec(directory), keep)
+
+
+def attached(sessions: SessionManager) -> Attached:
+    """What a manager has of the store that it was given."""
+    found = sessions._attached
+    assert found is not None
+    return found
 
 
 def memory_url() -> str:

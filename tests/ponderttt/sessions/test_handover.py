@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ponderttt.sessions.config import StoreConfig
 from ponderttt.sessions.files import LocalFiles
 from ponderttt.sessions.handover import WANTED, WISH_SECONDS, Wishes
 from ponderttt.sessions.manager import SessionManager
+from ponderttt.sessions.vault import Vault
 from tests.ponderttt.sessions import stores
 
 MakeServer = Callable[..., "Server"]
@@ -25,6 +26,10 @@ class Server:
     """A manager as a replica has it: it looks for wishes often."""
 
     sessions: SessionManager
+
+    @property
+    def vault(self) -> Vault:
+        return stores.attached(self.sessions).vault
 
     def tick_until(self, done: Callable[[], bool], seconds: float = 10.0) -> None:
         """Let the engine's thread go on until something has come about."""
@@ -60,16 +65,16 @@ def test_idle_session_is_saved_and_handed_over_when_another_server_asks(
     digest = one.sessions.digest(session)
     with pytest.raises(SessionElsewhereError, match="'repo' is in use by another server"):
         other.sessions.warm("repo")
-    other.sessions.ask_for("repo")
+    other.sessions.ahead.ask_for("repo")
     time.sleep(0.3)
     one.sessions.tick()
     assert one.sessions.here() == ["repo"]  # a request uses it
     one.sessions.release(session)
     one.tick_until(lambda: one.sessions.here() == [])
-    one.tick_until(lambda: not one.sessions._open_vault()._locks.held())
+    one.tick_until(lambda: not one.vault.holds._locks.held())
     moved = other.sessions.warm("repo")
     assert (moved.version, other.sessions.digest(moved)) == (7, digest)
-    assert other.sessions._open_vault()._store.files.names(WANTED) == []
+    assert other.vault._store.files.names(WANTED) == []
     with pytest.raises(SessionElsewhereError):
         one.sessions.warm("repo")
 
@@ -78,7 +83,7 @@ def test_server_that_hands_nothing_over_keeps_its_sessions(make_server: MakeServ
     one, other = make_server(hand_over_seconds=None), make_server()
     one.sessions.create("repo", TTTParams())
     one.sessions.flush()
-    other.sessions.ask_for("repo")
+    other.sessions.ahead.ask_for("repo")
     for _ in range(20):
         one.sessions.tick()
         time.sleep(0.05)
@@ -101,9 +106,25 @@ def test_session_that_was_just_made_elsewhere_is_found_before_it_is_stored(
 def test_session_that_is_left_is_free_for_others(make_server: MakeServer) -> None:
     one, other = make_server(), make_server()
     one.sessions.create("repo", TTTParams())
-    one.sessions.leave("repo")
-    one.tick_until(lambda: not one.sessions._open_vault()._locks.held())
+    one.sessions.ahead.leave("repo")
+    one.tick_until(lambda: not one.vault.holds._locks.held())
     assert other.sessions.warm("repo").version == 0
+
+
+def test_session_that_is_not_here_can_be_left_at_any_moment(make_server: MakeServer) -> None:
+    server = make_server()
+
+    class Leaving(set[str]):
+        """Another thread adds a name as soon as those that are not here are removed."""
+
+        def intersection_update(self, *others: Iterable[object]) -> None:
+            super().intersection_update(*others)
+            server.sessions.ahead.leave("elsewhere")
+
+    session = server.sessions.create("repo", TTTParams())
+    server.vault._leaving = Leaving()
+    server.sessions.ahead.leave("repo")
+    assert server.vault.leaving() == [session]
 
 
 def test_refresh_finds_what_other_servers_made_changed_and_deleted(
@@ -115,7 +136,7 @@ def test_refresh_finds_what_other_servers_made_changed_and_deleted(
     one.sessions.flush()
     other.sessions.create("mine", TTTParams())
     assert other.sessions.names() == ["mine"]
-    other.sessions.refresh(other.sessions.listing())
+    other.sessions.refresh(other.sessions.ahead.listing())
     assert sorted(other.sessions.names()) == ["goes", "mine", "stays"]
     assert other.sessions.here() == ["mine"]
     one.sessions.get("stays").version = 3
@@ -123,7 +144,7 @@ def test_refresh_finds_what_other_servers_made_changed_and_deleted(
     assert deleted is not None
     deleted.result()
     one.sessions.flush()
-    other.sessions.refresh(other.sessions.listing())
+    other.sessions.refresh(other.sessions.ahead.listing())
     assert sorted(other.sessions.names()) == ["mine", "stays"]
     assert other.sessions.get("stays").version == 3
     assert other.sessions.count(None) == 2

@@ -1,6 +1,6 @@
 """A disk that is really full, and one that is really read-only: a small one, mounted for a child.
 
-`test_vault.py` has the same faults injected, where nothing can be mounted.
+`test_writes.py` has the same faults injected, where nothing can be mounted.
 """
 
 from __future__ import annotations
