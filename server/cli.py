@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic.fields import FieldInfo
 
-from server.settings import CONFIG_VARIABLE, ENV_PREFIX, Settings, load_settings
+from server.settings import ENV_PREFIX, Settings
+from server.settings_sources import CONFIG_VARIABLE, load_settings
 
 if TYPE_CHECKING:
     from ponderttt.engine.core import EngineCore

@@ -106,6 +106,6 @@ def from_arguments(arguments: dict[str, Any]) -> Any:
     Raises:
         InvalidRequestError: an unknown setting, or a wrong value.
     """
-    from server.settings import load_settings
+    from server.settings_sources import load_settings
 
     return build_cluster(load_settings(arguments, kind=ClusterSettings))

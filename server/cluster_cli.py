@@ -16,7 +16,7 @@ import typer
 from ponderttt.errors import InvalidRequestError, PonderError
 from server.cli import given_options, options_from
 from server.cluster_settings import ClusterSettings, check_cluster
-from server.settings import load_settings
+from server.settings_sources import load_settings
 
 _LOG = logging.getLogger("server.cluster")
 

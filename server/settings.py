@@ -1,24 +1,16 @@
 """Everything that can be set when the server starts.
 
 Each field is an option of `ponderttt serve`, an environment variable `PONDERTTT_<FIELD>` and a key
-of the TOML file; the command line wins over the environment, the environment over the file.
+of the TOML file; `server.settings_sources` reads them.
 """
 
 from __future__ import annotations
 
-import os
-import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import (
-    BaseSettings,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ponderttt.adaptation.actions import CostModelName
 from ponderttt.adaptation.params import (
@@ -31,12 +23,10 @@ from ponderttt.adaptation.params import (
     Read,
     When,
 )
-from ponderttt.errors import InvalidRequestError
 from ponderttt.sessions.locks import LEASE_SECONDS
 from server.logs import LogFormat
 
 ENV_PREFIX = "PONDERTTT_"
-CONFIG_VARIABLE = f"{ENV_PREFIX}CONFIG"
 
 ActionName = Literal["SKIP", "UPDATE_1", "UPDATE_2", "UPDATE_4"]
 Panel = Literal["Model", "Learning", "Sessions", "Limits", "Server", "Cluster"]
@@ -46,9 +36,6 @@ def setting(panel: Panel, default: Any, description: str, **limits: Any) -> Any:
     """A setting; `panel` is its heading in --help."""
     extra: dict[str, Any] = {"panel": panel}
     return Field(default, description=description, json_schema_extra=extra, **limits)
-
-
-SettingsT = TypeVar("SettingsT", bound="Settings")
 
 
 class Settings(BaseSettings):
@@ -359,6 +346,18 @@ class Settings(BaseSettings):
             raise ValueError(f"{policy} is not a directory; give one with policy.json")
         return policy.expanduser() if policy is not None else None
 
+    @field_validator("api_key_file")
+    @classmethod
+    def _expand_user(cls, path: Path | None) -> Path | None:
+        return path.expanduser() if path is not None else None
+
+    @field_validator("calibration")
+    @classmethod
+    def _calibration_is_there(cls, calibration: Path | None) -> Path | None:
+        if calibration is not None and not calibration.expanduser().is_file():
+            raise ValueError(f"{calibration} is not a file; give a calibration in JSON")
+        return calibration.expanduser() if calibration is not None else None
+
     @property
     def hand_over_seconds(self) -> float | None:
         """How often to look whether another server asks for an idle session; None: never."""
@@ -375,91 +374,3 @@ class Settings(BaseSettings):
         if self.max_sessions_per_key is not None:
             return self.max_sessions_per_key
         return max(self.max_sessions // 2, 1)
-
-    @field_validator("api_key_file")
-    @classmethod
-    def _expand_user(cls, path: Path | None) -> Path | None:
-        return path.expanduser() if path is not None else None
-
-    @field_validator("calibration")
-    @classmethod
-    def _calibration_is_there(cls, calibration: Path | None) -> Path | None:
-        if calibration is not None and not calibration.expanduser().is_file():
-            raise ValueError(f"{calibration} is not a file; give a calibration in JSON")
-        return calibration.expanduser() if calibration is not None else None
-
-
-@overload
-def load_settings(
-    given: Mapping[str, Any] | None = None, config: str | Path | None = None
-) -> Settings: ...
-
-
-@overload
-def load_settings(
-    given: Mapping[str, Any] | None = None,
-    config: str | Path | None = None,
-    *,
-    kind: type[SettingsT],
-) -> SettingsT: ...
-
-
-def load_settings(
-    given: Mapping[str, Any] | None = None,
-    config: str | Path | None = None,
-    *,
-    kind: type[Settings] = Settings,
-) -> Settings:
-    """Settings from the command line, the environment and a TOML file.
-
-    Args:
-        given: what the command line names; wins over the rest.
-        config: TOML file; None: the one that `PONDERTTT_CONFIG` names, if any.
-        kind: which settings.
-    Raises:
-        InvalidRequestError: a value or key is wrong, or the file can't be read; says which.
-    """
-    chosen = config or os.environ.get(CONFIG_VARIABLE) or None
-    table = _read_toml(Path(chosen).expanduser()) if chosen else {}
-
-    class FromFile(kind):  # type: ignore[valid-type, misc]  # a class given as a value
-        @classmethod
-        def settings_customise_sources(
-            cls,
-            settings_cls: type[BaseSettings],
-            init_settings: PydanticBaseSettingsSource,
-            env_settings: PydanticBaseSettingsSource,
-            dotenv_settings: PydanticBaseSettingsSource,
-            file_secret_settings: PydanticBaseSettingsSource,
-        ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, InitSettingsSource(settings_cls, table)
-
-    try:
-        return kind.model_construct(**dict(FromFile(**dict(given or {}))))
-    except ValidationError as error:
-        raise _first_problem(error, chosen, kind) from error
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidRequestError("config", f"{path} can't be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequestError("config", f"{path} is not valid TOML: {error}") from error
-
-
-def _first_problem(
-    error: ValidationError, config: str | Path | None, kind: type[Settings]
-) -> InvalidRequestError:
-    problem = error.errors(include_url=False)[0]
-    key = ".".join(map(str, problem["loc"]))
-    if problem["type"] == "extra_forbidden":
-        known = ", ".join(kind.model_fields)
-        return InvalidRequestError(key, f"unknown setting in {config}; there are {known}")
-    message = problem["msg"].removeprefix("Value error, ")
-    return InvalidRequestError(
-        key,
-        f"{message}, not {problem['input']!r} (--{key.replace('_', '-')}, "
-        f"{ENV_PREFIX}{key.upper()}, or {key} in the TOML file)",
-    )

@@ -11,7 +11,8 @@ import pytest
 from ponderttt.engine.vllm.check import VllmMismatchError
 from ponderttt.errors import InvalidRequestError, PonderError
 from server.build import build_core
-from server.settings import Settings, load_settings
+from server.settings import Settings
+from server.settings_sources import load_settings
 from tests import helpers
 from tests.fake_vllm import FakeVllm, Fault, fake_vllm
 from tests.ponderttt.engine import harness
@@ -72,6 +73,11 @@ def test_stream_and_chat_work(served: Live) -> None:
         model=served.model, messages=[{"role": "user", "content": "hello"}], max_tokens=5
     )
     assert chat.choices[0].finish_reason in ("length", "stop")
+
+
+def test_model_tells_that_the_session_always_answers(served: Live) -> None:
+    (model,) = served.http.get("/v1/models").json()["data"]
+    assert (model["ttt"]["engine"], model["ttt"]["read"]) == ("vllm", "session")
 
 
 def test_client_that_leaves_stops_the_work_in_vllm(served: Live, fake: FakeVllm) -> None:

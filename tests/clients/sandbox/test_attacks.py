@@ -16,10 +16,7 @@ import pytest
 
 from clients.sandbox import Limits, Outcome, Sandbox, Verdict
 from tests.clients.sandbox.parallel import run_many
-
-QUICK = Limits(wall_seconds=5.0, cpu_seconds=2.0)
-WRONG = "def add(a, b):\n    return 0\n"
-CHECK = "assert add(1, 2) == 3\n"
+from tests.clients.sandbox.shared import CHECK, QUICK
 
 
 def depth(process: Path) -> int:

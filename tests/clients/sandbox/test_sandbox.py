@@ -20,10 +20,9 @@ from clients.sandbox import (
 )
 from ponderttt.errors import InvalidRequestError
 from tests.clients.sandbox.parallel import run_many
+from tests.clients.sandbox.shared import CHECK, QUICK
 
 ADD = "def add(a, b):\n    return a + b\n"
-CHECK = "assert add(1, 2) == 3\n"
-QUICK = Limits(wall_seconds=5.0, cpu_seconds=2.0)
 
 
 @pytest.fixture(params=["bubblewrap", "none"])
