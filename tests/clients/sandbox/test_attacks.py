@@ -21,48 +21,38 @@ from tests.clients.sandbox.shared import CHECK, QUICK
 
 def depth(process: Path) -> int:
     """How many namespaces of processes one is in, each inside the other; 0 where it has ended."""
-    return len(status(process, "NSpid"))
-
-
-def status(process: Path, name: str) -> list[str]:
-    """A line of what the kernel tells of a process; empty where it has ended."""
     try:
         lines = (process / "status").read_text("utf-8", "replace").splitlines()
     except OSError:
-        return []
-    return next((line.split()[1:] for line in lines if line.startswith(f"{name}:")), [])
+        return 0
+    return next((len(line.split()) - 1 for line in lines if line.startswith("NSpid:")), 0)
 
 
-def is_ours(process: Path, outside: int) -> bool:
-    """Whether a process in a sandbox was started from here, or belongs to nobody any more.
-
-    Args:
-        process: its directory.
-        outside: depth of processes outside of sandboxes.
-    """
-    parents: list[str] = []
-    while parent := status(process, "PPid"):
-        process = process.parent / parent[0]
-        if depth(process) <= outside and status(process, "Name") != ["bwrap"]:
-            parents += parent
-    return str(os.getpid()) in parents or parents[:1] == ["1"]
-
-
-def descendants() -> set[str]:
-    """Ids of all processes in sandboxes, whatever they run; not of sandboxes of other runs."""
-    outside = depth(Path("/proc/self"))
+def sandboxes() -> set[str]:
+    """The namespaces of all processes in sandboxes, whatever they run."""
+    ours = depth(Path("/proc/self"))
     found = (path for path in Path("/proc").iterdir() if path.name.isdigit())
-    return {path.name for path in found if depth(path) > outside and is_ours(path, outside)}
+    return {namespace(path) for path in found if depth(path) > ours}
+
+
+def namespace(process: Path) -> str:
+    """The one that a process is in; of its own where that is a secret."""
+    try:
+        return os.readlink(process / "ns/pid")
+    except OSError:
+        return process.name
 
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """After every attack all its processes are gone."""
-    before = descendants()
+    before = sandboxes()
     yield
+    # Those of other runs on this machine come and go.
+    left = sandboxes() - before
     deadline = time.monotonic() + 5
-    while descendants() - before:
-        assert time.monotonic() < deadline, "processes survive the run"
+    while left := left & sandboxes():
+        assert time.monotonic() < deadline, f"processes survive the run: {left}"
         time.sleep(0.02)
 
 
