@@ -5,6 +5,7 @@ A policy is a directory of `policy.safetensors` and `policy.json`; nothing is pi
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -89,6 +90,16 @@ class PolicyGate:
         self.network = network.eval().requires_grad_(False)
         self._mean = torch.tensor(metadata.feature_mean)
         self._std = torch.tensor(metadata.feature_std)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that its choices depend on: the weights and the normalisation."""
+        found = hashlib.sha256()
+        weights = self.network.state_dict()
+        for name, tensor in (("mean", self._mean), ("std", self._std), *sorted(weights.items())):
+            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+            found.update(tensor.cpu().numpy().tobytes())
+        return found.hexdigest()
 
     def logits(self, features: Tensor) -> Tensor:
         """[B, 32] raw features → [B, 4] logits."""

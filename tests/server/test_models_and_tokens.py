@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
 import openai
 import pytest
 
-from tests.server.live import PROMPT, Live
+from ponderttt.adaptation.features import FEATURE_NAMES
+from ponderttt.adaptation.policy import PolicyGate, PolicyMetadata, PolicyNetwork, save_policy
+from tests.server.live import PROMPT, Live, live_server
 from tests.server.test_chat import MESSAGES
 
 
@@ -17,6 +24,47 @@ def test_models_lists_the_served_one(live: Live) -> None:
     assert live.openai.models.retrieve(live.model) == model
     with pytest.raises(openai.NotFoundError, match=live.model):
         live.openai.models.retrieve("gpt-4")
+
+
+def test_model_tells_how_its_server_learns(live: Live, tiny_llama_dir: Path) -> None:
+    (model,) = live.http.get("/v1/models").json()["data"]
+    assert model["ttt"]["rule"] == asdict(live.core.writer.rule) | {"step_scales": [1.0] * 4}
+    assert {name: value for name, value in model["ttt"].items() if name != "rule"} == {
+        "gate": "threshold", "action": "UPDATE_1", "budget": 2.0, "cost_model": "nominal",
+        "chunk_size": 256, "adapt_on": "prompt", "when": "inline", "read": "auto",
+        # What comes of the calibration with this model.
+        "lora": {
+            "rank": 8, "alpha": 16.0, "layers": 1, "seed": 0,
+            "targets": ["gate_proj", "up_proj", "down_proj"],
+        },
+        "policy": None, "measure_costs": False, "engine": "torch", "dtype": "float32",
+    }  # fmt: skip
+    # Where files lie is nobody's business.
+    assert str(tiny_llama_dir.parent) not in json.dumps(model)
+
+
+def test_model_tells_what_a_server_was_started_with(tiny_llama_dir: Path, tmp_path: Path) -> None:
+    network = PolicyNetwork((8,))
+    count = len(FEATURE_NAMES)
+    metadata = PolicyMetadata(
+        tiny_llama_dir.name, 64, "nominal", (2.0,), (0.0,) * count, (1.0,) * count, (8,)
+    )
+    save_policy(tmp_path / "policy", network, metadata)
+    options: dict[str, Any] = {
+        "action": "UPDATE_2", "budget": 3.0, "cost_model": "measured", "chunk_size": 64,
+        "adapt_on": "both", "when": "background", "read": "session", "dtype": "bfloat16",
+    }  # fmt: skip
+    shape = {"rank": 2, "alpha": 4.0, "adaptive_layers": 2, "targets": "q_proj,v_proj"}
+    with live_server(
+        tiny_llama_dir, learning_rate=0.5, policy=tmp_path / "policy", **options, **shape
+    ) as server:
+        ttt = server.http.get(f"/v1/models/{server.model}").json()["ttt"]
+    assert {name: ttt[name] for name in options} == options
+    assert ttt["lora"] == {
+        "rank": 2, "alpha": 4.0, "layers": 2, "targets": ["q_proj", "v_proj"], "seed": 0,
+    }  # fmt: skip
+    assert ttt["rule"]["learning_rate"] == 0.5
+    assert (ttt["gate"], ttt["policy"]) == ("policy", PolicyGate(network, metadata).digest)
 
 
 def test_tokenize_and_back(live: Live) -> None:

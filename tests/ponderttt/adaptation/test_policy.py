@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,17 @@ def test_policy_saved_and_loaded_is_the_same(saved: Path) -> None:
     features = torch.randn(6, WIDTH, generator=torch.Generator().manual_seed(4))
     before = PolicyGate(make_network(), make_metadata()).logits(features)
     assert torch.equal(gate.logits(features), before)
+
+
+def test_policy_digest_tells_what_its_choices_depend_on(saved: Path) -> None:
+    gate = load_policy(saved, "tiny")
+    assert re.fullmatch("[0-9a-f]{64}", gate.digest)
+    assert gate.digest == PolicyGate(make_network(), make_metadata(training={})).digest
+    shifted = make_metadata(feature_mean=(0.25,) * WIDTH)
+    assert PolicyGate(make_network(), shifted).digest != gate.digest
+    other = make_network()
+    other.actor.bias.data[1] += 1e-3
+    assert PolicyGate(other, make_metadata()).digest != gate.digest
 
 
 def test_policy_saved_holds_nothing_but_json_and_safetensors(saved: Path) -> None:
