@@ -184,7 +184,11 @@ def adapt(
     api_key = read_key(api_key_file)
     files, skipped = _find(path, max_file_bytes, console)
     tally, begun = Tally(), time.monotonic()
-    with Client(base_url, learning_timeout=timeout, api_key=api_key) as client:
+
+    def busy(line: str) -> None:
+        console.print(line, style="dim", markup=False)
+
+    with Client(base_url, learning_timeout=timeout, api_key=api_key, busy=busy) as client:
         if client.session(session) is None:
             client.create_session(session)
             console.print(f"made session {session}")

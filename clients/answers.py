@@ -2,13 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clients import shapes
 from clients.wire import AnswerError
 
 Raw = dict[str, Any]
+
+# Also those that JSON can't hold, which some servers send.
+_number = shapes.scalar("a number", lambda value: type(value) in (int, float))
+_numbers = shapes.each(shapes.or_null(_number))
+_USAGE = shapes.fields(
+    {}, dict.fromkeys(("prompt_tokens", "completion_tokens"), shapes.or_null(_number))
+)
+_LOGPROBS = shapes.fields(
+    {
+        "tokens": shapes.each(shapes.text),
+        "token_logprobs": _numbers,
+        "text_offset": shapes.each(shapes.count),
+    }
+)
+#: What is read of `ttt`, once the numbers that JSON can't hold are null.
+LEARNED = shapes.fields(
+    {
+        "gate": shapes.text,
+        "chunk_size": shapes.count,
+        "cost": shapes.fields(
+            {
+                "chunks": shapes.or_null(shapes.count),
+                **dict.fromkeys(("nominal", "measured", "seconds"), shapes.or_null(shapes.number)),
+            }
+        ),
+        "chunks": shapes.each(shapes.fields({"action": shapes.text, "reason": shapes.text})),
+    },
+    # Servers of earlier versions have none.
+    {"choice": shapes.or_null(shapes.fields({"read": shapes.text}))},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +109,7 @@ class CompletionChunk:
         finish_reason: why the choice has ended; None while it goes on.
         logprobs: of the new tokens.
         prompt_tokens, completion_tokens: in the last piece, where the server counts; else None.
+        cached_tokens: of the prompt, read before; None where the server doesn't tell.
         ttt: what was learned, in the last piece; None of servers that don't learn.
         raw: the event as it came.
         seconds: since the request was sent.
@@ -88,6 +121,7 @@ class CompletionChunk:
     logprobs: Logprobs | None
     prompt_tokens: int | None
     completion_tokens: int | None
+    cached_tokens: int | None
     ttt: dict[str, Any] | None
     raw: dict[str, Any]
     seconds: float
@@ -113,13 +147,13 @@ def chunks(raw: Raw, seconds: float) -> Iterator[CompletionChunk]:
         AnswerError: a field is missing or of another type.
     """
     prompt_tokens, completion_tokens = _usage(raw)
-    rest = (prompt_tokens, completion_tokens, _ttt(raw), raw, seconds)
+    rest = (prompt_tokens, completion_tokens, _cached(raw), _ttt(raw), raw, seconds)
     found = _objects(raw, "choices")
     if not found:
         yield CompletionChunk(None, "", None, None, *rest)
     for each in found:
         choice = _choice(each, "delta")
-        index = each.get("index", 0)
+        index = _checked("index", each.get("index", 0), shapes.count)
         yield CompletionChunk(index, choice.text, choice.finish_reason, choice.logprobs, *rest)
 
 
@@ -133,11 +167,31 @@ def model_context(raw: Raw, model: str | None) -> int | None:
 
     None where the server doesn't say, or has no such model.
     """
-    for each in _objects(raw, "data"):
-        if model is None or each.get("id") == model:
-            length = each.get("max_model_len")
-            return length if isinstance(length, int) and length > 0 else None
-    return None
+    length = _card(raw, model).get("max_model_len")
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def server_settings(raw: Raw, model: str | None) -> dict[str, Any]:
+    """How a model's server learns (default: the first's), from the answer of `/v1/models`.
+
+    Flat, as `server.gate` and `server.rule.learning_rate`; empty of servers that don't learn.
+    """
+    ttt = _card(raw, model).get("ttt")
+    return dict(_flat("server", ttt)) if isinstance(ttt, Mapping) else {}
+
+
+def _card(raw: Raw, model: str | None) -> Raw:
+    """What `/v1/models` says of a model (default: the first); empty where there is no such."""
+    cards = _objects(raw, "data")
+    return next((each for each in cards if model is None or each.get("id") == model), {})
+
+
+def _flat(name: str, value: object) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, Mapping):
+        yield name, value
+        return
+    for key, each in value.items():
+        yield from _flat(f"{name}.{key}", each)
 
 
 def token_ids(raw: Raw) -> list[int]:
@@ -169,7 +223,7 @@ def _title(info: object) -> str | None:
 
 def _choice(raw: Raw, holder: str) -> Choice:
     """Of a completion (`text`) or of a chat (`message` or `delta`)."""
-    reason = raw.get("finish_reason")
+    reason = _checked("finish_reason", raw.get("finish_reason"), shapes.or_null(shapes.text))
     chat = holder in raw
     text = _content(field_of(raw, holder, dict)) if chat else field_of(raw, "text", str)
     return Choice(text, reason, _logprobs(raw.get("logprobs")))
@@ -192,29 +246,38 @@ def _logprobs(raw: object) -> Logprobs | None:
     if isinstance(content, Sequence):
         # The form of chats, which llama.cpp uses for completions, too.
         tokens = [field_of(each, "token", str) for each in content]
-        values = [each.get("logprob") for each in content]
+        values = _checked("logprob", [each.get("logprob") for each in content], _numbers)
         offsets = [0]
         for token in tokens:
             offsets.append(offsets[-1] + len(token))
         return Logprobs(tuple(tokens), tuple(values), tuple(offsets[:-1]))
-    return Logprobs(
-        tuple(field_of(raw, "tokens", list)),
-        tuple(field_of(raw, "token_logprobs", list)),
-        tuple(field_of(raw, "text_offset", list)),
-    )
+    _checked("logprobs", raw, _LOGPROBS)
+    return Logprobs(tuple(raw["tokens"]), tuple(raw["token_logprobs"]), tuple(raw["text_offset"]))
 
 
 def _usage(raw: Raw) -> tuple[int | None, int | None]:
-    usage = raw.get("usage")
-    if not isinstance(usage, Mapping):
+    usage = _checked("usage", raw.get("usage"), shapes.or_null(_USAGE))
+    if usage is None:
         return None, None
+    return _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+
+
+def _count(value: float | None) -> int | None:
+    """A number of tokens; None where it is one that counts nothing, as -1 or infinity."""
     # A completion of no tokens is null or missing on some servers.
-    return usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+    value = value or 0
+    return int(value) if value >= 0 and math.isfinite(value) else None
+
+
+def _cached(raw: Raw) -> int | None:
+    usage = raw.get("usage")
+    details = usage.get("prompt_tokens_details") if isinstance(usage, Mapping) else None
+    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    return cached if shapes.is_count(cached) else None
 
 
 def _ttt(raw: Raw) -> dict[str, Any] | None:
-    ttt = raw.get("ttt")
-    return ttt if isinstance(ttt, dict) else None
+    return _checked("ttt", shapes.finite(raw.get("ttt")), shapes.or_null(LEARNED))
 
 
 def _objects(raw: Raw, name: str) -> list[Raw]:
@@ -233,6 +296,21 @@ def field_of(raw: Mapping[str, Any], name: str, kind: type[Any]) -> Any:
     value = raw.get(name) if isinstance(raw, Mapping) else None
     if not isinstance(value, kind):
         raise _lacks(name, raw)
+    return value
+
+
+def _checked(name: str, value: Any, check: shapes.Check) -> Any:
+    """A value that is what it should be.
+
+    Raises:
+        AnswerError: it isn't.
+    """
+    wrong = shapes.fault(name, value, check)
+    if wrong is not None:
+        raise AnswerError(
+            200,
+            f"the answer's {wrong}; is --base-url that of an OpenAI-compatible endpoint?",
+        )
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Self, Unpack
 
@@ -48,6 +48,7 @@ class Client:
             at least. In all, learning takes as long as it takes.
         api_key: sent as a bearer token.
         retries: times that a request is sent again after 429 or 503.
+        busy: called before each wait for that, with what a user should know.
         transport: instead of the network, for tests.
     """
 
@@ -58,13 +59,14 @@ class Client:
         *,
         learning_timeout: float | None = None,
         api_key: str | None = None,
-        retries: int = 10,
+        retries: int = calls.RETRIES,
+        busy: Callable[[str], None] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.base_url = wire.public_url(base_url)
         self._timeout = timeout
         self._learning_timeout = learning_timeout or max(timeout, calls.LEARNING_SECONDS)
-        self._backoff = Backoff(retries)
+        self._backoff = Backoff(retries, busy=busy)
         with wire.translated(self.base_url, timeout):
             self._http = httpx.Client(
                 base_url=base_url.rstrip("/").removesuffix("/v1"),
@@ -95,6 +97,16 @@ class Client:
             model: default: the first.
         """
         return answers.model_context(self._json(Call("GET", "/v1/models")), model)
+
+    def server_settings(self, model: str | None = None) -> dict[str, Any]:
+        """How the server learns where a request doesn't say, for the settings of a result file.
+
+        Args:
+            model: default: the first.
+        Returns:
+            By name, all of which begin with `server.`; empty of servers that don't learn.
+        """
+        return answers.server_settings(self._json(Call("GET", "/v1/models")), model)
 
     def version(self) -> str | None:
         """The server's name and version; None where it doesn't say."""
@@ -248,7 +260,8 @@ class Client:
         return wire.read_answer(response, bytes(content))
 
     def _events(self, response: httpx.Response, call: Call) -> Iterator[dict[str, Any]]:
-        events.check_stream(response)
+        if not events.may_stream(response):
+            raise events.no_stream(self._read(response, call))
         parser = events.EventParser()
         patience = events.Patience(self.base_url, self._seconds(call))
         for piece in response.iter_bytes():

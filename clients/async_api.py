@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Self, Unpack
 
@@ -31,13 +31,14 @@ class AsyncClient:
         *,
         learning_timeout: float | None = None,
         api_key: str | None = None,
-        retries: int = 10,
+        retries: int = calls.RETRIES,
+        busy: Callable[[str], None] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.base_url = wire.public_url(base_url)
         self._timeout = timeout
         self._learning_timeout = learning_timeout or max(timeout, calls.LEARNING_SECONDS)
-        self._backoff = Backoff(retries)
+        self._backoff = Backoff(retries, busy=busy)
         with wire.translated(self.base_url, timeout):
             self._http = httpx.AsyncClient(
                 base_url=base_url.rstrip("/").removesuffix("/v1"),
@@ -64,6 +65,10 @@ class AsyncClient:
     async def context_length(self, model: str | None = None) -> int | None:
         """Tokens of prompt and answer together; None where the server doesn't say."""
         return answers.model_context(await self._json(Call("GET", "/v1/models")), model)
+
+    async def server_settings(self, model: str | None = None) -> dict[str, Any]:
+        """How the server learns where a request doesn't say; as `Client.server_settings`."""
+        return answers.server_settings(await self._json(Call("GET", "/v1/models")), model)
 
     async def version(self) -> str | None:
         """The server's name and version; None where it doesn't say."""
@@ -195,7 +200,8 @@ class AsyncClient:
         return wire.read_answer(response, bytes(content))
 
     async def _events(self, response: httpx.Response, call: Call) -> AsyncGenerator[dict[str, Any]]:
-        events.check_stream(response)
+        if not events.may_stream(response):
+            raise events.no_stream(await self._read(response, call))
         parser = events.EventParser()
         patience = events.Patience(self.base_url, self._seconds(call))
         async for piece in response.aiter_bytes():

@@ -13,6 +13,10 @@ Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]
 Message = Mapping[str, Any]
 #: A chunk may wait behind others that are learned.
 LEARNING_SECONDS = 600.0
+#: Times that a request is sent again to a busy server.
+RETRIES = 10
+#: The same of what is looked up before a run, when there is nothing to lose yet.
+LOOKUP_RETRIES = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,9 @@ from clients.wire import (
     BrokenAnswerError,
     ServerError,
     SlowError,
+    error_in,
     foreign,
+    json_object,
     media_type,
     snippet,
 )
@@ -23,14 +25,20 @@ from clients.wire import (
 _DONE = "[DONE]"
 
 
-def check_stream(response: httpx.Response) -> None:
-    """Refuse an answer that can't be a stream of events.
+def may_stream(response: httpx.Response) -> bool:
+    """Whether an answer can be a stream of events: it is no page and no single object."""
+    return media_type(response) not in ("text/html", "application/json")
 
-    Raises:
-        AnswerError: it is a page or a single object.
-    """
-    if media_type(response) in ("text/html", "application/json"):
-        raise foreign(response, "no stream of events")
+
+def no_stream(response: httpx.Response) -> ServerError:
+    """What to raise for one that can't, which must have been read: the server may say why."""
+    try:
+        json_object(response)
+    except AnswerError:
+        pass
+    except ServerError as error:
+        return error
+    return foreign(response, "no stream of events")
 
 
 @dataclass(slots=True)
@@ -149,8 +157,7 @@ def _event(text: str) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise AnswerError(0, f"the server sent an event that is no JSON object: {snippet(text)}")
-    if "error" in value and value["error"] is not None:
-        said = value["error"]
-        message = said.get("message", said) if isinstance(said, Mapping) else said
-        raise ServerError(0, str(message))
+    said = error_in(value)
+    if said is not None:
+        raise ServerError(0, said)
     return value

@@ -24,6 +24,7 @@ from typing import IO, Any, Literal, Self
 
 from filelock import FileLock, Timeout
 
+from clients import shapes
 from ponderttt.errors import InvalidRequestError, PonderError
 
 Record = dict[str, Any]
@@ -32,8 +33,36 @@ Key = tuple[Any, ...]
 Better = Literal["higher", "lower"]
 
 FORMAT = 1
+#: How the names of the server's own settings begin.
+SERVER = "server."
 # A run goes on only where these agree; the address and the time may change.
 _SAME = ("kind", "seed", "model", "server_version", "settings", "key_fields")
+
+_KEY = shapes.scalar(
+    "a text or a number", lambda value: value is None or isinstance(value, str | int | float)
+)
+_METRIC = shapes.or_null(
+    shapes.scalar(
+        "a number, true or false, or null",
+        lambda value: isinstance(value, bool) or shapes.is_number(value),
+    )
+)
+_HEADER = shapes.fields(
+    {
+        "kind": shapes.text,
+        "seed": shapes.count,
+        "model": shapes.text,
+        "base_url": shapes.text,
+        "settings": shapes.fields({}),
+        "key_fields": shapes.each(shapes.text),
+        "metrics": shapes.fields({}),
+    }
+)
+_MEND = (
+    "mend or remove the line (its unit of work is then done again; in `bench repo`, where what "
+    "follows in an arm that learns depends on it, remove the later lines of the same repository "
+    "and arm, too)"
+)
 
 
 def _now() -> str:
@@ -50,7 +79,8 @@ class Header:
         model: as the server names it.
         base_url: where the server was when the run began.
         server_version: None where the server doesn't tell.
-        settings: everything else that may change a result; only what JSON can hold.
+        settings: everything else that may change a result; only what JSON can hold. The server's
+            own are those of `Client.server_settings`.
         key_fields: fields of a record that together name its unit of work.
         metrics: fields of a record that are compared, and which way is better.
         started: ISO 8601.
@@ -120,7 +150,14 @@ class ResultFile:
         self.done: set[Key] = {self.key(record) for record in records}
 
     @classmethod
-    def open(cls, path: Path, header: Header, *, fresh: bool = False) -> Self:
+    def open(
+        cls,
+        path: Path,
+        header: Header,
+        *,
+        fresh: bool = False,
+        check: shapes.Check | None = None,
+    ) -> Self:
         """Begin a file, or go on with one that this very run began.
 
         A last line that was cut off while it was written is dropped: its unit is done again.
@@ -129,6 +166,7 @@ class ResultFile:
             path: made if missing, with its directories.
             header: of this run.
             fresh: throw an existing file away instead of going on with it.
+            check: what records must hold besides what the header says.
         Raises:
             InvalidRequestError: the file is of a run with other settings, or is no result file.
             PonderError: the file is damaged, in use, or can't be written.
@@ -147,6 +185,7 @@ class ResultFile:
             kept, records, size = (None, [], 0) if fresh else _read(path)
             if kept is not None:
                 _check_same(path, kept, header)
+            check_records(path, records, check)
             stream = path.open("r+b" if path.exists() else "w+b")
             stream.truncate(size)
             stream.seek(size)
@@ -243,7 +282,32 @@ def _read(path: Path) -> tuple[Header | None, list[Record], int]:
         return None, [], 0
     header = _header(path, lines[0])
     records = [_object(path, number, line) for number, line in enumerate(lines[1:], 2)]
+    check_records(path, records, _check_of(header))
     return header, records, size
+
+
+def check_records(path: Path, records: Sequence[Record], check: shapes.Check | None) -> None:
+    """Refuse a file with a record that a report would stumble over.
+
+    Args:
+        path: of the file.
+        records: all that it has, in its order.
+        check: what each must hold; None: anything.
+    Raises:
+        PonderError: one doesn't.
+    """
+    # The header is line 1.
+    for line, record in enumerate(records, 2):
+        wrong = shapes.fault("", record, check) if check is not None else None
+        if wrong is not None:
+            raise PonderError(f"{path} is damaged, line {line}: {wrong}; {_MEND}")
+
+
+def _check_of(header: Header) -> shapes.Check:
+    """What the header says of records: they have their keys, and numbers as metrics."""
+    return shapes.fields(
+        dict.fromkeys(header.key_fields, _KEY), dict.fromkeys(header.metrics, _METRIC)
+    )
 
 
 def _header(path: Path, line: bytes) -> Header:
@@ -255,11 +319,15 @@ def _header(path: Path, line: bytes) -> Header:
             )
         # Files of earlier versions have none.
         fields.setdefault("run", fields["started"])
-        return Header(**fields)
+        header = Header(**fields)
     except (ValueError, AttributeError, KeyError, TypeError) as error:
         if isinstance(error, InvalidRequestError):
             raise
         raise _foreign(path) from error
+    wrong = shapes.fault("", fields, _HEADER)
+    if wrong is not None:
+        raise PonderError(f"{path} is damaged, line 1: {wrong}; mend the line or name another file")
+    return header
 
 
 def _object(path: Path, number: int, line: bytes) -> Record:
@@ -268,11 +336,7 @@ def _object(path: Path, number: int, line: bytes) -> Record:
     except ValueError:
         record = None
     if not isinstance(record, dict):
-        raise PonderError(
-            f"{path}, line {number}: no JSON object; mend or remove the line (its unit of work is "
-            "then done again; in `bench repo`, where what follows in an arm that learns depends on "
-            "it, remove the later lines of the same repository and arm, too)"
-        )
+        raise PonderError(f"{path} is damaged, line {number}: no JSON object; {_MEND}")
     return record
 
 
@@ -283,18 +347,29 @@ def _check_same(path: Path, kept: Header, header: Header) -> None:
         for name in _SAME
         if name != "settings" and old[name] != new[name]
     ]
-    names = sorted({*old["settings"], *new["settings"]})
-    differing += [
-        f"{name} {old['settings'].get(name)!r}, now {new['settings'].get(name)!r}"
-        for name in names
-        if old["settings"].get(name) != new["settings"].get(name)
-    ]
+    ours, servers = _differing_settings(old["settings"], new["settings"])
+    differing += ours + servers
     if differing:
+        start = " and start the server as it was then" if servers else ""
         raise InvalidRequestError(
             "output",
-            f"{path} is of a run with {'; '.join(differing)}. Give the same settings to go on with "
-            "it, or name another file",
+            f"{path} is of a run with {'; '.join(differing)}. Give the same settings{start} to go "
+            "on with it, or name another file with --output",
         )
+
+
+def _differing_settings(old: Record, new: Record) -> tuple[list[str], list[str]]:
+    """What to say of settings that differ: of the run's own, and of the server's."""
+    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    lines = {name: f"{name} {old.get(name)!r}, now {new.get(name)!r}" for name in names}
+    ours = [line for name, line in lines.items() if not name.startswith(SERVER)]
+    servers = [line for name, line in lines.items() if name.startswith(SERVER)]
+    told = [any(name.startswith(SERVER) for name in settings) for settings in (old, new)]
+    if told == [False, True]:
+        servers = ["settings of the server that nobody wrote down, which it now tells"]
+    elif told == [True, False]:
+        servers = ["settings of the server, which now tells none"]
+    return ours, servers
 
 
 def _foreign(path: Path) -> InvalidRequestError:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from typing import Any
 
 import httpx
 
+from clients.calls import RETRIES
 from ponderttt.errors import InvalidRequestError, PonderError
 
 #: The server takes no request now, but may later; it has done nothing.
@@ -89,12 +90,14 @@ class Backoff:
         first: seconds.
         longest: seconds, also of what the server may ask for.
         draw: a number in [0, 1).
+        busy: called before each wait with what a user should know.
     """
 
-    retries: int = 10
+    retries: int = RETRIES
     first: float = 0.5
     longest: float = LONGEST_WAIT
     draw: random.Random = field(default_factory=random.Random)
+    busy: Callable[[str], None] | None = None
 
     def again(self, response: httpx.Response, attempt: int) -> float | None:
         """Seconds to wait, or None if this answer counts.
@@ -108,7 +111,13 @@ class Backoff:
         # The exponent is bounded, lest it overflow.
         wait: float = min(self.first * 2.0 ** min(attempt, 30), self.longest)
         wait *= 0.5 + 0.5 * self.draw.random()
-        return min(max(retry_after(response) or 0.0, wait), self.longest)
+        wait = min(max(retry_after(response) or 0.0, wait), self.longest)
+        if self.busy is not None:
+            self.busy(
+                f"the server is busy ({response.status_code}), asking again in {wait:.2g} s, "
+                f"{attempt + 1} of {self.retries}"
+            )
+        return wait
 
 
 def retry_after(response: httpx.Response) -> float | None:
@@ -160,15 +169,22 @@ def translated(base_url: str, seconds: float | None) -> Iterator[None]:
     except (httpx.TimeoutException, TimeoutError) as error:
         raise slow(base_url, seconds) from error
     except (httpx.RequestError, httpx.StreamError) as error:
-        raise BrokenAnswerError(0, f"the connection to {base_url} broke off: {error}") from error
+        raise BrokenAnswerError(
+            0, f"the connection to {base_url} broke off: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Its words; where it has none, as that of a connection that was cut, its name."""
+    return str(error) or type(error).__name__
 
 
 def unreachable(base_url: str, error: Exception) -> UnreachableError:
     """Nothing answers there."""
     return UnreachableError(
         0,
-        f"no answer from {base_url} ({error}); start a server with `ponderttt serve`, or name "
-        "another with --base-url",
+        f"no answer from {base_url} ({_reason(error)}); start a server with `ponderttt serve`, or "
+        "name another with --base-url",
     )
 
 
@@ -256,6 +272,7 @@ def json_object(response: httpx.Response) -> dict[str, Any]:
 
     Raises:
         AnswerError: it is something else.
+        ServerError: it says that the server has failed, though its status is one of success.
     """
     try:
         value = response.json()
@@ -263,7 +280,19 @@ def json_object(response: httpx.Response) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         raise foreign(response, snippet(response.text))
+    said = error_in(value)
+    if said is not None:
+        status = response.status_code
+        raise ServerError(status, f"{response.request.url} answered {status}, but: {said}")
     return value
+
+
+def error_in(value: Mapping[str, Any]) -> str | None:
+    """The server's own words where an object speaks of an error; None where it doesn't."""
+    error = value.get("error")
+    if not error:
+        return None
+    return str(error.get("message", error) if isinstance(error, Mapping) else error)
 
 
 def foreign(response: httpx.Response, what: str) -> AnswerError:

@@ -63,7 +63,8 @@ def cut(target: Target, completion: str) -> str:
     """The part of a completion that stands for the target; what follows it is not judged.
 
     A line ends with the line; a block with the first line that is indented no deeper than the
-    statement that opens it; arguments with the parenthesis that closes the call.
+    statement that opens it; arguments with the parenthesis that closes the call: what begins with
+    none is no call.
     """
     match target.kind:
         case "line":
@@ -72,11 +73,11 @@ def cut(target: Target, completion: str) -> str:
             return _until_closed(completion)
         case "block":
             kept: list[str] = []
-            for line in completion.split("\n"):
+            for line in (target.margin + completion).split("\n"):
                 if line.strip() and len(line) - len(line.lstrip()) <= target.indent:
                     break
                 kept.append(line)
-            return "\n".join(kept).rstrip()
+            return "\n".join(kept).rstrip()[len(target.margin) :]
 
 
 def identifiers(code: str) -> list[str]:
@@ -94,15 +95,17 @@ def identifiers(code: str) -> list[str]:
 
 
 def _until_closed(text: str) -> str:
+    if not text.lstrip().startswith("("):
+        return ""
     open_brackets: list[str] = []
     for piece in _PIECE.finditer(text):
         mark = piece.group()
         if mark in _BRACKETS:
             open_brackets.append(_BRACKETS[mark])
-        elif open_brackets and mark == open_brackets[-1]:
+        elif mark == open_brackets[-1]:
             open_brackets.pop()
-        elif mark == ")" and not open_brackets:
-            return text[: piece.start()]
+            if not open_brackets:
+                return text[: piece.start()]
     return text
 
 

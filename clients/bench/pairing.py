@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from clients.bench.statistics import (
-    LEAST_RESAMPLED,
-    Difference,
-    cluster_by,
-    cluster_of,
-    paired_difference,
-)
+from clients.bench.functional.passk import pass_at_k
+from clients.bench.statistics import Difference, cluster_by, cluster_of, paired_difference
+from clients.bench.tables import markdown as markdown
 from clients.results import Header, Key, Record
 
 # They tell variants and repeats apart, not units.
 _NOT_UNIT = ("arm", "sample")
+# Settings that hold a hash of all that was asked for.
+_DATA = ("problems_hash", "texts")
+_PASS = "pass@"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +25,35 @@ class Column:
 
     Args:
         title: heads the column.
-        records: of this arm.
+        records: of this arm; none where it has not begun.
         unit_fields: fields that together name what is measured.
+        data: hash of what was asked for; None where the file doesn't tell.
     """
 
     title: str
     records: Sequence[Record]
     unit_fields: tuple[str, ...]
+    data: str | None = None
 
     def units(self, metric: str) -> dict[Key, float]:
-        """The metric by unit, as mean over its samples; units that lack it are left out."""
+        """The metric by unit; units that lack it are left out.
+
+        It is the mean over a unit's samples; `pass@k` is estimated from them, and units with fewer
+        than k are left out.
+        """
+        k = k_of(metric)
         values: dict[Key, list[float]] = defaultdict(list)
         for record in self.records:
-            if record.get(metric) is not None:
-                values[self.unit(record)].append(float(record[metric]))
-        return {unit: sum(each) / len(each) for unit, each in values.items()}
+            value = record.get(metric if k is None else "passed")
+            if value is not None:
+                values[self.unit(record)].append(float(value))
+        if k is None:
+            return {unit: sum(each) / len(each) for unit, each in values.items()}
+        return {
+            unit: pass_at_k(len(each), int(sum(each)), k)
+            for unit, each in values.items()
+            if len(each) >= k
+        }
 
     def unit(self, record: Mapping[str, Any]) -> Key:
         """What names a record's unit."""
@@ -48,17 +61,47 @@ class Column:
 
     def mean(self, metric: str) -> float | None:
         """Over units; None where no unit has the metric."""
-        values = self.units(metric).values()
-        return sum(values) / len(values) if values else None
+        return _mean(list(self.units(metric).values()))
+
+    def samples(self) -> int:
+        """Of the unit that has most."""
+        return max(Counter(self.unit(record) for record in self.records).values(), default=0)
 
     def only(self, **fields: Any) -> Column:
         """The records in which these fields have these values."""
         kept = [r for r in self.records if all(r.get(k) == v for k, v in fields.items())]
-        return Column(self.title, kept, self.unit_fields)
+        return replace(self, records=kept)
+
+    def answered_by(self) -> dict[str, int]:
+        """Answers by whose weights gave them, `session` or `base`, where records tell."""
+        return dict(Counter(filter(None, map(answered_by, self.records))))
+
+
+def k_of(metric: str) -> int | None:
+    """The k of `pass@k`; None for other metrics."""
+    number = metric.removeprefix(_PASS)
+    return int(number) if metric.startswith(_PASS) and number.isdecimal() else None
+
+
+def data_hash(header: Header) -> str | None:
+    """Of all that was asked for; units of one name are the same only where it is, too."""
+    found = (header.settings.get(name) for name in _DATA)
+    return next((value for value in found if isinstance(value, str)), None)
+
+
+def answered_by(record: Mapping[str, Any]) -> str | None:
+    """Whose weights gave an answer; None where nothing was to choose, or no answer asked for."""
+    ttt = record.get("ttt")
+    choice = ttt.get("choice") if isinstance(ttt, Mapping) else None
+    read = choice.get("read") if isinstance(choice, Mapping) else None
+    told = record.get("answered_by", read)
+    return told if isinstance(told, str) else None
 
 
 def columns(header: Header, records: Sequence[Record], prefix: str = "") -> list[Column]:
     """One column per arm, in the file's order, without what was done to warm up.
+
+    Arms that were to be run but have no record yet have a column without any; so has a file.
 
     Args:
         header: of the file.
@@ -67,19 +110,40 @@ def columns(header: Header, records: Sequence[Record], prefix: str = "") -> list
     """
     fields = tuple(name for name in header.key_fields if name not in _NOT_UNIT)
     by_arm: dict[str | None, list[Record]] = defaultdict(list)
+    by_arm |= {arm: [] for arm in header.settings.get("arms") or ()}
     for record in records:
         if not record.get("warmup"):
             by_arm[record.get("arm")].append(record)
     return [
-        Column(" ".join(filter(None, (prefix, arm))) or header.kind, each, fields)
-        for arm, each in by_arm.items()
+        Column(" ".join(filter(None, (prefix, arm))) or header.kind, each, fields, data)
+        for data in [data_hash(header)]
+        for arm, each in (by_arm or {None: []}).items()
     ]
+
+
+def pairable(one: Column, other: Column) -> bool:
+    """Whether units of one name are the same in both; where a file doesn't tell, they are."""
+    return one.data == other.data or None in (one.data, other.data)
+
+
+def common(base: Column, other: Column, metric: str) -> list[Key]:
+    """Units that both have, in the base's order; none where their data differ."""
+    if not pairable(base, other):
+        return []
+    there = other.units(metric)
+    return [unit for unit in base.units(metric) if unit in there]
+
+
+def mean_over(column: Column, metric: str, units: Sequence[Key]) -> float | None:
+    """The mean over some of a column's units; None over none."""
+    values = column.units(metric)
+    return _mean([values[unit] for unit in units])
 
 
 def difference(base: Column, other: Column, metric: str, seed: int) -> Difference | None:
     """Mean of other - base over the units that both have; None where there are none."""
     here, there = base.units(metric), other.units(metric)
-    both = [unit for unit in here if unit in there]
+    both = common(base, other, metric)
     by_unit = {base.unit(record): record for record in base.records}
     by = cluster_by([by_unit[unit] for unit in both])
     return paired_difference(
@@ -89,34 +153,5 @@ def difference(base: Column, other: Column, metric: str, seed: int) -> Differenc
     )
 
 
-def show(value: float | None, metric: str) -> str:
-    """A mean as it stands in a table."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 or "tokens" in metric else f"{value:.3f}"
-
-
-def show_difference(value: Difference | None) -> str:
-    """A difference as it stands in a table."""
-    if value is None:
-        return "–"
-    if value.low is None or value.high is None:
-        return f"{value.estimate:+.3f} [–]"
-    by = "; t" if value.method == "t" else ""
-    return f"{value.estimate:+.3f} [{value.low:+.3f}, {value.high:+.3f}{by}]"
-
-
-#: What the ends of `show_difference` mean.
-INTERVALS = (
-    f"by BCa bootstrap, or, marked t, where there are fewer than {LEAST_RESAMPLED} to resample, by "
-    "Student's t; [–] where all say the same or there is but one, so that none can be given"
-)
-
-
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    lines = [heads, ["---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
-        for line in lines
-    )
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

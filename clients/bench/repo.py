@@ -6,9 +6,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,12 +17,10 @@ from ponderttt.errors import InvalidRequestError, PonderError
 
 if TYPE_CHECKING:
     from clients.api import Client
-    from clients.bench.repo_arms import ArmKind
     from clients.bench.repo_ask import Asking
     from clients.bench.repo_exam import Exam
-    from clients.bench.repo_plan import Plan, Sizes
     from clients.bench.repo_run import Schedule
-    from clients.results import Header, Record, ResultFile
+    from clients.results import Record, ResultFile
 
 
 def repo(
@@ -49,6 +48,14 @@ def repo(
         typer.Option(
             help="Who decides what is learned; by default the server's gate.",
             envvar="PONDERTTT_REPO_GATE",
+        ),
+    ] = None,
+    read: Annotated[
+        Literal["auto", "session"] | None,
+        typer.Option(
+            help="Whose weights answer in a session: those that its prompt tells (auto), or always "
+            "the session's; by default as the server has it.",
+            envvar="PONDERTTT_REPO_READ",
         ),
     ] = None,
     budget: Annotated[
@@ -140,6 +147,15 @@ def repo(
     timeout: Annotated[
         float, typer.Option(min=1.0, help="Seconds for one answer.", envvar="PONDERTTT_TIMEOUT")
     ] = 600.0,
+    retries: Annotated[
+        int | None,
+        typer.Option(
+            help="Times that a request is sent again to a busy server (429, 503). Default: 10; "
+            "before the run, 2 at most.",
+            min=0,
+            envvar="PONDERTTT_RETRIES",
+        ),
+    ] = None,
     quiet: Annotated[
         bool, typer.Option("--quiet", help="Show no progress.", envvar="PONDERTTT_QUIET")
     ] = False,
@@ -148,10 +164,23 @@ def repo(
 
     Safe to interrupt: the same command goes on.
     """
+    from tqdm import tqdm
+
     from clients.api import Client
     from clients.bench.repo_arms import make_arms
+    from clients.bench.repo_fit import fit
     from clients.bench.repo_plan import Sizes, make_plan
+    from clients.bench.repo_report import record_check
     from clients.bench.repo_run import Schedule
+    from clients.bench.repo_setup import (
+        context_limit,
+        header_of,
+        how_to_ask,
+        kinds_of_arms,
+        open_exam,
+        settings_of,
+    )
+    from clients.calls import LOOKUP_RETRIES, RETRIES
     from clients.keys import read_key
     from clients.results import ResultFile
 
@@ -161,136 +190,34 @@ def repo(
     sizes = Sizes(files, targets, max_lines, context_chars, file_chars, left_chars)
     plan = make_plan(paths, unrelated or [], unrelated_files if loss else 0, sizes, seed)
     api_key = read_key(api_key_file)
+    retries = RETRIES if retries is None else retries
     exam = None
     if humaneval is not None:
-        exam = _exam(humaneval, output, base_url, api_key, model, timeout, seed, quiet)
-    with Client(base_url, timeout, api_key=api_key) as client:
-        asking = _asking(client, model, left_chars, max_tokens, loss)
-        if exam is not None:
-            exam.model = asking.model
-        kinds = _kinds(arm, asking)
+        exam = open_exam(humaneval, output, base_url, api_key, model, timeout, seed, quiet)
+    busy = None if quiet else partial(tqdm.write, file=sys.stderr)
+    lookups = min(retries, LOOKUP_RETRIES)
+    with Client(base_url, timeout, api_key=api_key, retries=lookups, busy=busy) as client:
+        asking = how_to_ask(client, model, left_chars, max_tokens, loss, read)
+        plan = fit(plan, asking, client)
+        kinds = kinds_of_arms(arm, asking)
         arms = make_arms(
             kinds, gate, budget or [1.5, 2.0, 3.0], ["rate", "time"] if match == "both" else [match]
         )
         schedule = Schedule(plan, arms, chunk_size, seed, keep_sessions)
-        limit = _context_limit(client, asking, stuff_tokens) if "stuffed" in kinds else None
-        settings = _settings(sizes, schedule, asking, limit)
-        header = _header(client, asking, settings, seed)
-        with ResultFile.open(output, header, fresh=fresh) as results:
-            schedule = replace(schedule, run=results.header.run)
-            _run(client, asking, schedule, results, limit, exam, quiet)
-            _report(results, json_file, exam)
-        if keep_sessions:
-            _name_sessions(schedule)
-
-
-def _asking(
-    client: Client, model: str | None, left_chars: int, max_tokens: int, loss: bool
-) -> Asking:
-    from clients.bench.repo_ask import Asking
-
-    served = client.models()
-    if model is None and not served:
-        raise PonderError(f"{client.base_url} serves no model")
-    if model is not None and model not in served:
-        raise InvalidRequestError("--model", f"{model!r} isn't served; give {', '.join(served)}")
-    return Asking(model or served[0], left_chars, max_tokens, loss, _has_sessions(client))
-
-
-def _has_sessions(client: Client) -> bool:
-    from clients.api import ServerError
-
-    try:
-        client.sessions()
-    except ServerError as error:
-        # Others than ours have no such route.
-        if error.status in (404, 405):
-            return False
-        raise
-    return True
-
-
-def _kinds(wanted: Sequence[str] | None, asking: Asking) -> list[ArmKind]:
-    """The arms that this server can run; those that were asked for, it must."""
-    every: tuple[ArmKind, ...] = ("off", "stuffed", "adapt", "random", "fixed")
-    for name in wanted or ():
-        if name not in every:
-            raise InvalidRequestError("--arm", f"no {name!r}; give {', '.join(every)}")
-    if asking.has_sessions:
-        return [kind for kind in every if kind in (wanted or every)]
-    without: tuple[ArmKind, ...] = ("off", "stuffed")
-    learning = [kind for kind in wanted or () if kind not in without]
-    if learning:
-        raise InvalidRequestError(
-            "--arm",
-            f"this server has no sessions, so no {', '.join(learning)}; give --arm stuffed, or off",
-        )
-    return [kind for kind in without if kind in (wanted or without)]
-
-
-def _context_limit(client: Client, asking: Asking, wanted: int | None) -> int:
-    limit = client.context_length(asking.model)
-    if limit is None and wanted is None:
-        raise InvalidRequestError(
-            "--stuff-tokens", "the server doesn't say how long its context is; give a number"
-        )
-    return min(each for each in (limit, wanted) if each is not None)
-
-
-def _settings(
-    sizes: Sizes, schedule: Schedule, asking: Asking, limit: int | None
-) -> dict[str, Any]:
-    """Everything that may change a result."""
-    plan: Plan = schedule.plan
-    dropped = {each.name: list(each.dropped) for each in plan.repositories if each.dropped}
-    return {
-        "repositories": [repository.name for repository in plan.repositories],
-        "texts": plan.fingerprint(),
-        "arms": [each.name for each in schedule.arms],
-        **asdict(sizes),
-        "max_tokens": asking.max_tokens,
-        "loss": asking.with_loss,
-        "stuff_tokens": limit,
-        "chunk_size": schedule.chunk_size,
-        "unrelated": [file.path for file in plan.unrelated],
-    } | ({"dropped": dropped} if dropped else {})
-
-
-def _header(client: Client, asking: Asking, settings: dict[str, Any], seed: int) -> Header:
-    from clients.bench.repo_report import KEY_FIELDS, METRICS
-    from clients.results import Header
-
-    return Header(
-        kind="repo",
-        seed=seed,
-        model=asking.model,
-        base_url=client.base_url,
-        server_version=client.version(),
-        settings=settings,
-        key_fields=KEY_FIELDS,
-        metrics=METRICS,
-    )
-
-
-def _exam(
-    problems: int,
-    output: Path,
-    base_url: str,
-    api_key: str | None,
-    model: str | None,
-    timeout: float,
-    seed: int,
-    quiet: bool,
-) -> Exam:
-    from clients.bench.functional.humaneval import load_humaneval
-    from clients.bench.repo_exam import Exam
-    from clients.sandbox import open_sandbox
-
-    known = len(load_humaneval(None).problems)
-    return Exam(
-        base_url, api_key, model, open_sandbox(), min(problems, known),
-        output, timeout, seed, quiet,
-    )  # fmt: skip
+        limit = context_limit(client, asking, stuff_tokens) if "stuffed" in kinds else None
+        settings = settings_of(sizes, schedule, asking, limit)
+        header = header_of(client, asking, settings, seed)
+    if exam is not None:
+        exam.model, exam.read, exam.retries = asking.model, read, retries
+    with (
+        ResultFile.open(output, header, fresh=fresh, check=record_check) as results,
+        Client(base_url, timeout, api_key=api_key, retries=retries, busy=busy) as client,
+    ):
+        schedule = replace(schedule, run=results.header.run)
+        _run(client, asking, schedule, results, limit, exam, quiet)
+        _report(results, json_file, exam)
+    if keep_sessions:
+        _name_sessions(schedule)
 
 
 def _run(
@@ -322,13 +249,16 @@ def _run(
     stuffing = Stuffing(client, asking, limit, warn) if limit is not None else None
     with tqdm(total=total, initial=_steps(results), unit="step", disable=quiet) as bar:
 
+        def learning(arm: str, done: float, of: float) -> None:
+            bar.set_description(f"{arm}: learning, {done / max(of, 1):.0%}")
+
         def done(record: Record) -> None:
             bar.set_postfix_str(_score(results.records, record["arm"]), refresh=False)
             bar.set_description(f"{record['repository']} {record['arm']}", refresh=False)
             bar.update()
 
         try:
-            Runner(client, asking, schedule, results, stuffing, done, warn, exam).run()
+            Runner(client, asking, schedule, results, stuffing, done, learning, warn, exam).run()
         except KeyboardInterrupt:
             raise go_on("interrupted") from None
         except ServerError as error:

@@ -42,6 +42,7 @@ class Asking:
         max_tokens: of a block; lines and arguments get 64 at most.
         with_loss: score the hidden text; servers without `echo` can't.
         has_sessions: the server is ours and takes `ttt`.
+        read: whose weights answer in a session: `auto` or `session`; None is the server's default.
     """
 
     model: str
@@ -49,12 +50,15 @@ class Asking:
     max_tokens: int
     with_loss: bool
     has_sessions: bool
+    read: str | None = None
 
     def ttt(self, session: str | None) -> dict[str, Any] | None:
         """Read with the session's fast weights, and learn nothing."""
         if not self.has_sessions:
             return None
-        return {"gate": "off"} | ({"session": session} if session is not None else {})
+        if session is None:
+            return {"gate": "off"}
+        return {"gate": "off", "session": session} | ({"read": self.read} if self.read else {})
 
     def limit(self, target: Target) -> int:
         """Tokens that may be generated."""
@@ -154,14 +158,16 @@ def ask(
         ttt=asking.ttt(session),
     )
     completion = cut(target, answer.choices[0].text)
-    answered_by = _answered_by(answer)
+    choice = _choice(answer)
+    # Where the server tells of no choice, it had none: the session answers.
+    answered_by = "session" if choice is None else str(choice.get("read"))
     if asking.with_loss:
         fields["answer_loss"] = fields["loss"]
         if session is not None and answered_by == "base":
             loss = measure_loss(client, asking, prompt, target.hidden, None)
             fields["answer_loss"] = loss.nats / max(loss.tokens, 1)
     if session is not None:
-        fields["answered_by"] = answered_by
+        fields |= {"answered_by": answered_by, "choice": choice}
     return fields | {
         **asdict(compare_code(target, completion)),
         "prompt_tokens": answer.prompt_tokens,
@@ -172,10 +178,10 @@ def ask(
     }
 
 
-def _answered_by(answer: Completion) -> str:
-    """Whose weights: `session`, or `base` where the prompt told so."""
+def _choice(answer: Completion) -> Mapping[str, Any] | None:
+    """The prompt's losses by both weights and whose answered, where they were compared."""
     choice = answer.ttt.get("choice") if answer.ttt is not None else None
-    return str(choice.get("read")) if isinstance(choice, Mapping) else "session"
+    return choice if isinstance(choice, Mapping) else None
 
 
 def stops(target: Target) -> list[str]:

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clients.bench.compare import compared, comparison_text
+from clients.bench.compare import compared
+from clients.bench.compare_report import comparison_text
 from clients.bench.functional.forgetting import humaneval_in_session
+from clients.calls import RETRIES
 from clients.results import read_results
 from clients.sandbox import Sandbox
 
@@ -24,6 +26,8 @@ class Exam:
         timeout: seconds for one answer.
         seed: of the bootstrap.
         quiet: show no progress.
+        read: whose weights answer in a session; None is the server's default.
+        retries: times that a request is sent again to a busy server.
     """
 
     base_url: str
@@ -35,6 +39,8 @@ class Exam:
     timeout: float
     seed: int
     quiet: bool
+    read: str | None = None
+    retries: int = RETRIES
     _taken: list[Path] = field(default_factory=list)
 
     def path(self, title: str) -> Path:
@@ -88,6 +94,8 @@ class Exam:
             limit=self.problems,
             seed=self.seed,
             timeout=self.timeout,
+            read=self.read,
+            retries=self.retries,
             quiet=self.quiet,
         )
         self._note(path)

@@ -6,17 +6,19 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from clients.bench.pairing import (
-    INTERVALS,
-    Column,
-    columns,
-    difference,
-    markdown,
-    show,
-    show_difference,
-)
+from clients import shapes
+from clients.bench.pairing import Column, columns, difference
 from clients.bench.repo_targets import KINDS
 from clients.bench.statistics import CONFIDENCE, cluster_by
+from clients.bench.tables import (
+    INTERVALS,
+    markdown,
+    marked,
+    sectioned,
+    show,
+    show_difference,
+    wrapped,
+)
 from clients.results import Better, Header, Record
 
 KEY_FIELDS = ("repository", "arm", "unit")
@@ -36,10 +38,34 @@ METRICS: dict[str, Better] = {
     "unrelated_loss": "lower",
 }
 _BASE = "off"
-# Columns of the table, with the difference to `off` behind each.
+# So many empty answers are no accident.
+_TELLING = 4
+# Blocks of the table, with the difference to `off`.
 _COMPARED = ("exact", "edit_similarity", "identifier_f1", "loss", "answer_loss", "unrelated_loss")
 _MAIN = ("exact", "edit_similarity", "loss")
 _ALONE = ("prompt_tokens", "completion_tokens", "read_seconds", "seconds")
+
+
+_RECORDS = {
+    "target": shapes.fields(
+        {"kind": shapes.text, "file": shapes.text, "exact": shapes.boolean,
+         "edit_similarity": shapes.number, "completion": shapes.text}
+    ),
+    "lesson": shapes.fields(
+        dict.fromkeys(("tokens", "learned_tokens", "chunks", "updates", "version"), shapes.count)
+        | dict.fromkeys(("nominal", "measured", "adapt_seconds"), shapes.number)
+    ),
+    "unrelated": shapes.fields({"unrelated_loss": shapes.number}),
+    "retaught": shapes.fields({"updates": shapes.count, "version": shapes.count}),
+}  # fmt: skip
+
+
+def record_check(record: Any) -> shapes.Fault | None:
+    """What is wrong with a record of the result file; see `clients.shapes`."""
+    kind = record.get("record")
+    if kind not in _RECORDS:
+        return ".record", f"is {kind!r}, not {', '.join(_RECORDS)}"
+    return _RECORDS[kind](record)
 
 
 def summary(header: Header, records: Sequence[Record]) -> dict[str, Any]:
@@ -61,7 +87,7 @@ def _arm(column: Column, base: Column | None, seed: int) -> dict[str, Any]:
         "means": {metric: column.mean(metric) for metric in METRICS},
         "differences": _differences(column, base, seed),
         "learning": _learning(column.only(record="lesson").records),
-        "answered_by": _answered_by(column),
+        "answered_by": column.only(record="target").answered_by(),
         "by_kind": {
             kind: {metric: column.only(kind=kind).mean(metric) for metric in METRICS}
             for kind in KINDS
@@ -71,12 +97,6 @@ def _arm(column: Column, base: Column | None, seed: int) -> dict[str, Any]:
             for name in dict.fromkeys(record["repository"] for record in column.records)
         },
     }
-
-
-def _answered_by(column: Column) -> dict[str, int]:
-    """Targets by whose weights answered, of arms that have a session."""
-    answered = [record.get("answered_by") for record in column.only(record="target").records]
-    return dict(Counter(each for each in answered if each is not None))
 
 
 def _differences(column: Column, base: Column | None, seed: int) -> dict[str, Any] | None:
@@ -110,34 +130,100 @@ def _learning(lessons: Sequence[Record]) -> dict[str, Any] | None:
 def table(header: Header, records: Sequence[Record]) -> str:
     """The Markdown that a user sees."""
     by_arm = {column.title: column for column in columns(header, records)}
-    base = by_arm.get(_BASE)
-    heads = ["arm", "targets"]
-    for metric in _COMPARED:
-        heads += [metric.replace("_", " "), "Δ"]
-    heads += [metric.replace("_", " ") for metric in _ALONE]
-    heads += ["by session", "learned tokens", "update rate", "cost", "learning s"]
-    rows = [_row(column, base, header.seed) for column in by_arm.values()]
+    arms = list(by_arm.values())
     targets = [record for record in records if record["record"] == "target"]
     resampled = {"repository": "repositories", "file": "files", "unit": "targets"}
     note = (
         f"Δ: paired difference to `{_BASE}` with its {CONFIDENCE:.0%} interval over "
-        f"{resampled[cluster_by(targets)]} ({INTERVALS}). Loss in nats per token; "
-        f"unrelated loss of `{_BASE}` is that of every session before it has learned. "
-        "Cost: nominal, per chunk, × forward. Loss: by the session's weights; answer loss: by "
-        "those that answered, the session's or, as the prompt has it, the base model's."
+        f"{resampled[cluster_by(targets)]} ({INTERVALS}). Loss in nats per token, by the session's "
+        "weights; answer loss: by those that answered, the session's or, as the prompt has it, the "
+        f"base model's. Unrelated loss of `{_BASE}` is that of every session before it has learned."
     )
     return "\n\n".join(
         [
-            markdown(heads, rows),
-            note,
-            _not_taught(header),
+            *map(wrapped, _empty(arms)),
+            _compared(arms, by_arm.get(_BASE), header.seed),
+            wrapped(note),
+            "Means over targets:",
+            markdown(
+                ["arm", "targets", *map(_spelt, _ALONE)],
+                [
+                    [
+                        column.title,
+                        str(len(column.only(record="target").records)),
+                        *(show(column.mean(metric), metric) for metric in _ALONE),
+                    ]
+                    for column in arms
+                ],
+            ),
+            *_learned(arms),
+            wrapped(_not_taught(header)),
             *_followers(by_arm),
-            "By kind: exact match / edit similarity / loss.",
-            _by(list(by_arm.values()), "kind", KINDS),
-            "By repository: the same.",
-            _by(list(by_arm.values()), "repository", header.settings["repositories"]),
+            _by(arms, "kind", KINDS),
+            _by(arms, "repository", header.settings["repositories"]),
         ]
     )
+
+
+def _empty(arms: Sequence[Column]) -> list[str]:
+    """Warnings of what measures nothing."""
+    told = []
+    for column in arms:
+        for kind in KINDS:
+            answers = [record["completion"] for record in column.only(kind=kind).records]
+            if len(answers) >= _TELLING and not any(answer.strip() for answer in answers):
+                told.append(
+                    f"**All {len(answers)} answers of kind {kind} in arm {column.title} are "
+                    "empty**: their figures tell nothing but that. Does the server continue a "
+                    "prompt as it stands?"
+                )
+    return told
+
+
+def _compared(arms: Sequence[Column], base: Column | None, seed: int) -> str:
+    """A block per metric, with a row per arm; metrics that no arm has are left out."""
+    sections = {}
+    for metric in _COMPARED:
+        rows = [
+            [
+                column.title,
+                show(column.mean(metric), metric),
+                str(len(column.units(metric))),
+                ""
+                if base is None or column is base
+                else show_difference(difference(base, column, metric, seed)),
+            ]
+            for column in arms
+        ]
+        if any(column.units(metric) for column in arms):
+            sections[marked(_spelt(metric), METRICS[metric])] = rows
+    return sectioned(["arm", "mean", "n", f"Δ to {_BASE}"], sections)
+
+
+def _learned(arms: Sequence[Column]) -> list[str]:
+    """What sessions were taught, and how often it was they that answered; nothing without any."""
+    rows = []
+    for column in arms:
+        learning = _learning(column.only(record="lesson").records)
+        if learning is None:
+            continue
+        answered = column.only(record="target").answered_by()
+        rows.append([
+            column.title,
+            f"{answered.get('session', 0)} of {sum(answered.values())}" if answered else "–",
+            f"{learning['learned_tokens']:,}",
+            f"{learning['update_rate']:.0%}",
+            f"{learning['nominal']:.2f}",
+            f"{learning['seconds']:.1f}",
+        ])  # fmt: skip
+    if not rows:
+        return []
+    heads = ["arm", "answered by session", "learned tokens", "update rate", "cost", "learning s"]
+    return [
+        "Sessions (cost: nominal, per chunk, × forward; what a session did not answer, the base "
+        "model did):",
+        markdown(heads, rows),
+    ]
 
 
 def _followers(arms: Collection[str]) -> list[str]:
@@ -145,10 +231,12 @@ def _followers(arms: Collection[str]) -> list[str]:
     if not any("=" in name for name in arms):
         return []
     return [
-        "`random` and `fixed` get what the arm in parentheses has spent; compare their update "
-        "rates: `random` loses draws that its budget refuses, and `fixed` updates the first chunks "
-        "of a lesson rather than every so many. `=rate` follows the share of chunks updated, with "
-        "UPDATE_1 alone; `=time` the measured cost."
+        wrapped(
+            "`random` and `fixed` get what the arm in parentheses has spent; compare their update "
+            "rates: `random` loses draws that its budget refuses, and `fixed` updates the first "
+            "chunks of a lesson rather than every so many. `=rate` follows the share of chunks "
+            "updated, with UPDATE_1 alone; `=time` the measured cost."
+        )
     ]
 
 
@@ -162,35 +250,17 @@ def _not_taught(header: Header) -> str:
 
 
 def _by(arms: Sequence[Column], name: str, values: Sequence[str]) -> str:
-    """A table with the main metrics of every arm, for each value of a field of the records."""
-    rows = []
-    for column in arms:
-        row = [column.title]
-        for value in values:
-            part = column.only(**{name: value})
-            row.append(" / ".join(show(part.mean(metric), metric) for metric in _MAIN))
-        rows.append(row)
-    return markdown(["arm", *values], rows)
+    """The main metrics of every arm, in a block for each value of a field of the records."""
+    sections = {
+        value: [
+            [column.title, *(show(part.mean(metric), metric) for metric in _MAIN)]
+            for column in arms
+            for part in [column.only(**{name: value})]
+        ]
+        for value in values
+    }
+    return sectioned([f"by {name}", *map(_spelt, _MAIN)], sections)
 
 
-def _row(column: Column, base: Column | None, seed: int) -> list[str]:
-    row = [column.title, str(len(column.only(record="target").records))]
-    for metric in _COMPARED:
-        row.append(show(column.mean(metric), metric))
-        own = base is None or column is base
-        row.append(
-            "" if own or base is None else show_difference(difference(base, column, metric, seed))
-        )
-    row += [show(column.mean(metric), metric) for metric in _ALONE]
-    learning = _learning(column.only(record="lesson").records)
-    if learning is None:
-        return [*row, "", "", "", "", ""]
-    answered = _answered_by(column)
-    return [
-        *row,
-        f"{answered.get('session', 0)} of {sum(answered.values())}",
-        f"{learning['learned_tokens']:,}",
-        f"{learning['update_rate']:.0%}",
-        f"{learning['nominal']:.2f}",
-        f"{learning['seconds']:.1f}",
-    ]
+def _spelt(metric: str) -> str:
+    return metric.replace("_", " ")

@@ -22,6 +22,7 @@ from clients.bench.repo_arms import (
 from clients.bench.repo_ask import Asking, Stuffing, ask, measure_loss
 from clients.bench.repo_exam import Exam
 from clients.bench.repo_plan import Plan, Repository
+from clients.events import progress_of
 from clients.files import TextFile
 from clients.results import Key, Record, ResultFile
 from ponderttt.errors import PonderError
@@ -81,6 +82,7 @@ class Runner:
         results: open; what it has is not done again.
         stuffing: for the arm `stuffed`; None where it is not run.
         done: called with every new record.
+        learning: called as a lesson goes on: repository and arm, what is done, of how much.
         warn: called with what a user should know.
         exam: taken in each session that has learned under a budget; None: none.
     """
@@ -91,6 +93,7 @@ class Runner:
     results: ResultFile
     stuffing: Stuffing | None
     done: Callable[[Record], None]
+    learning: Callable[[str, float, float], None]
     warn: Callable[[str], None]
     exam: Exam | None = None
     _prefixes: dict[tuple[str, str], str] = field(default_factory=dict)
@@ -207,8 +210,10 @@ class Runner:
         for event in self.client.adapt(session, documents, options):
             if event["object"] == "session.adaptation":
                 report = event
-            else:
-                chunks.append(event)
+                continue
+            chunks.append(event)
+            if (told := progress_of(event)) is not None:
+                self.learning(f"{repository.name} {arm.name}", *told)
         state = self.client.session(session) or {}
         return {
             "options": options,

@@ -1,4 +1,11 @@
-"""What of a Python file can be hidden: lines, blocks and the arguments of calls."""
+"""What of a Python file can be hidden: lines, blocks and the arguments of calls.
+
+A target begins where tokens of ordinary code do, whatever the tokenizer: those of GPT-2's kind join
+an end of line to the indentation after it, nearly all join the last space before a word to the
+word, and many a parenthesis to what it opens. A prompt that ends within a token is continued as no
+code ever was. So what is shown ends before the last character of an indentation, as an editor would
+set it, and before a call's parenthesis.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +35,14 @@ class Target:
     """A piece of a file that is hidden and asked for.
 
     Args:
-        kind: `line` and `block` are whole lines without the last line's end; `call` is what
-            stands between a call's parentheses.
+        kind: `line` and `block` are whole lines, without the last line's end and all but the last
+            character of the first line's indentation; `call` is a call's opening parenthesis and
+            what it holds.
         start, end: characters of the file.
         line: where it begins, from 1.
         indent: of the statement that opens a block, in characters; 0 for other kinds.
         hidden: the text.
+        margin: what is shown of the indentation before it; of kind `call` nothing.
     """
 
     kind: Kind
@@ -42,6 +51,7 @@ class Target:
     line: int
     indent: int
     hidden: str
+    margin: str = ""
 
     @property
     def name(self) -> str:
@@ -107,7 +117,8 @@ class _Source:
 
     def target(self, kind: Kind, start: int, end: int, indent: int) -> Target:
         line = self._text.count("\n", 0, start) + 1
-        return Target(kind, start, end, line, indent, self._text[start:end])
+        margin = self._text[self._starts[line - 1] : start] if kind != "call" else ""
+        return Target(kind, start, end, line, indent, self._text[start:end], margin)
 
     def simple(self, node: ast.stmt) -> tuple[int, int, int] | None:
         """A statement that has a line for itself and is more than a constant."""
@@ -119,6 +130,9 @@ class _Source:
         before = line.encode()[: node.col_offset].decode()
         after = line.encode()[node.end_col_offset or 0 :].decode()
         if before.strip() or after.strip() or len(line.strip()) < _LEAST_LINE:
+            return None
+        # Tokenizers don't agree on whether two ends of lines before a word are one token.
+        if not before and node.lineno > 1 and not self._lines[node.lineno - 2].strip():
             return None
         return self._lines_between(node.lineno, node.lineno, 0)
 
@@ -139,7 +153,7 @@ class _Source:
         return self._lines_between(first, last, indent)
 
     def arguments(self, node: ast.Call) -> tuple[int, int, int] | None:
-        """What is between the parentheses, if it is one line of code."""
+        """The opening parenthesis and what it holds, if it is one line of code."""
         line = node.func.end_lineno
         if line is None or line != node.end_lineno or not (node.args or node.keywords):
             return None
@@ -151,10 +165,13 @@ class _Source:
         hidden = self._text[opening.end() : end]
         if len(hidden.strip()) < _LEAST_CALL or not re.search(r"[^\W\d]", hidden):
             return None
-        return opening.end(), end, 0
+        # `)(` and `__(` may be one token.
+        return (start, end, 0) if self._text[start - 1].isalnum() else None
 
     def _lines_between(self, first: int, last: int, indent: int) -> tuple[int, int, int] | None:
-        start, end = self._starts[first - 1], self._starts[last] - 1
+        hidden_indent = min(_indent(self._lines[first - 1]), 1)
+        start = self._starts[first - 1] + _indent(self._lines[first - 1]) - hidden_indent
+        end = self._starts[last] - 1
         return (start, end, indent) if start >= _LEAST_LEFT else None
 
     def _place(self, line: int, column: int) -> int:

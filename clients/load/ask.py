@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from clients.answers import CompletionChunk
@@ -19,6 +19,8 @@ from clients.async_api import AsyncClient
 from clients.load.workload import Turn
 from clients.wire import RETRYABLE, ServerError, SlowError
 
+# Of a stream, in one of its pieces alone.
+_TOLD_ONCE = ("prompt_tokens", "completion_tokens", "cached_tokens", "ttt")
 Outcome = Literal["ok", "rejected", "timeout", "failed"]
 
 
@@ -77,8 +79,8 @@ class Measured:
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    cached_tokens: int | None = None
     ttt: dict[str, Any] | None = None
-    usage: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -101,16 +103,13 @@ class Measured:
             self.first = at if self.first is None else self.first
             self.last = at
             self.pieces += 1
-        if chunk.prompt_tokens is not None:
-            self.prompt_tokens = chunk.prompt_tokens
-            self.completion_tokens = chunk.completion_tokens
-            self.usage = chunk.raw["usage"]
-        if chunk.ttt is not None:
-            self.ttt = chunk.ttt
+        for name in _TOLD_ONCE:
+            value = getattr(chunk, name)
+            if value is not None:
+                setattr(self, name, value)
 
     def fields(self) -> dict[str, Any]:
         """For a record."""
-        details = self.usage.get("prompt_tokens_details") or {}
         ok = self.outcome == "ok"
         return {
             "outcome": self.outcome,
@@ -125,7 +124,7 @@ class Measured:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.tokens,
             "counted": self.completion_tokens is not None,
-            "cached_tokens": details.get("cached_tokens"),
+            "cached_tokens": self.cached_tokens,
             "finish_reason": self.finish_reason,
             **_learned(self.ttt),
         }
@@ -134,12 +133,11 @@ class Measured:
 def _learned(ttt: Mapping[str, Any] | None) -> dict[str, Any]:
     if ttt is None:
         return {}
-    cost, chunks = ttt.get("cost") or {}, ttt.get("chunks") or []
     return {
-        "chunks": len(chunks),
-        "updates": sum(chunk.get("action") not in (None, "SKIP") for chunk in chunks),
-        "nominal": cost.get("nominal"),
-        "measured": cost.get("measured"),
+        "chunks": len(ttt["chunks"]),
+        "updates": sum(chunk["action"] != "SKIP" for chunk in ttt["chunks"]),
+        "nominal": ttt["cost"]["nominal"],
+        "measured": ttt["cost"]["measured"],
     }
 
 

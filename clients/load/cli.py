@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ponderttt.errors import InvalidRequestError
+from clients.calls import LOOKUP_RETRIES
+from ponderttt.errors import InvalidRequestError, PonderError
 
 if TYPE_CHECKING:
     from clients.load.summary import Bounds
@@ -140,6 +141,15 @@ def load(
         float,
         typer.Option(min=0.1, help="Seconds for one request.", envvar="PONDERTTT_TIMEOUT"),
     ] = 120.0,
+    retries: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Times that what is looked up before the load is asked again while the server is "
+            "busy (429, 503). In the load, a rejection is a result.",
+            envvar="PONDERTTT_RETRIES",
+        ),
+    ] = LOOKUP_RETRIES,
     output: Annotated[
         Path,
         typer.Option(
@@ -172,21 +182,23 @@ def load(
     """  # fmt: skip
     from clients.keys import read_key
     from clients.load.distributions import parse_distribution
-    from clients.load.plot import require_matplotlib
+    from clients.load.plot import require_picture
     from clients.load.run import LoadRun
-    from clients.load.summary import Bounds
-    from clients.results import read_results
+    from clients.load.summary import Bounds, check_record, unfinished
+    from clients.results import check_records, read_results
 
     # Before the work whose result it would lose.
     _check_targets(json_file, markdown_file, plot)
     if plot is not None:
-        require_matplotlib()
+        require_picture(plot)
     bounds = Bounds(ttft_bound, tpot_bound, e2e_bound)
     if report:
         header, records = read_results(output)
         if header.kind != "load":
             raise InvalidRequestError("--output", f"{output} is of bench {header.kind}, not load")
-        _report(header, records, bounds, json_file, markdown_file, plot)
+        check_records(output, records, check_record)
+        ended = unfinished(header, records)
+        _report(header, records, bounds, ended, json_file, markdown_file, plot)
         return
     if rate is not None and concurrency is not None:
         raise InvalidRequestError("--rate", "is an open loop, --concurrency a closed one; give one")
@@ -215,6 +227,7 @@ def load(
         warmup=warmup,
         seed=seed,
         timeout=timeout,
+        retries=retries,
     )
     try:
         run.run(output, fresh, quiet)
@@ -222,13 +235,15 @@ def load(
         # Also of a run that was interrupted or failed.
         if run.measured:
             header, records = read_results(output)
-            _report(header, records, bounds, json_file, markdown_file, plot)
+            ended = None if run.finished else unfinished(header, records)
+            _report(header, records, bounds, ended, json_file, markdown_file, plot)
 
 
 def _report(
     header: Header,
     records: Sequence[Record],
     bounds: Bounds,
+    unfinished: str | None,
     json_file: Path | None,
     markdown_file: Path | None,
     plot: Path | None,
@@ -236,16 +251,23 @@ def _report(
     from clients.load.plot import draw
     from clients.load.summary import markdown, summarise
 
-    summary = summarise(records, bounds)
+    summary = summarise(records, bounds) | {"unfinished": unfinished}
     table = markdown(header, summary, bounds)
     typer.echo(table)
-    if json_file is not None:
-        whole = {**header.as_dict(), "summary": summary}
-        json_file.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    if markdown_file is not None:
-        markdown_file.write_text(table, encoding="utf-8")
+    whole = {**header.as_dict(), "summary": summary}
+    texts = [(json_file, json.dumps(whole, indent=2) + "\n"), (markdown_file, table)]
+    failed = []
+    for path, text in texts:
+        try:
+            if path is not None:
+                path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            # Whatever else can be written is.
+            failed.append(f"{path} can't be written: {error.strerror}")
     if plot is not None:
         draw(header, records, bounds, plot)
+    if failed:
+        raise PonderError("; ".join(failed))
 
 
 def _check_targets(*targets: Path | None) -> None:

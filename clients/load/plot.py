@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from clients.load.summary import Bounds, current
 from clients.results import Header, Record
-from ponderttt.errors import PonderError, UnavailableError
+from ponderttt.errors import InvalidRequestError, PonderError, UnavailableError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,18 +19,23 @@ _COLOURS = {
 _BINS = 40
 
 
-def require_matplotlib() -> None:
+def require_picture(path: Path) -> None:
     """Say before the work that there will be no plot.
 
+    Args:
+        path: of the picture.
     Raises:
         UnavailableError: matplotlib is not installed.
+        InvalidRequestError: the path's suffix is that of no picture.
     """
     try:
-        import matplotlib.figure  # noqa: F401
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as error:
         raise UnavailableError(
             "--plot needs matplotlib: `pip install 'ponderttt[bench]'`"
         ) from error
+    if path.suffix[1:].lower() not in FigureCanvasBase.get_supported_filetypes():
+        raise InvalidRequestError("--plot", f"{path} is no picture; give .png, .svg or .pdf")
 
 
 def draw(header: Header, records: Sequence[Record], bounds: Bounds, path: Path) -> None:
@@ -42,9 +47,10 @@ def draw(header: Header, records: Sequence[Record], bounds: Bounds, path: Path) 
         path: its suffix names the format.
     Raises:
         UnavailableError: matplotlib is not installed.
+        InvalidRequestError: the suffix is that of no picture.
         PonderError: the picture can't be written.
     """
-    require_matplotlib()
+    require_picture(path)
     from matplotlib.figure import Figure
 
     counted = [record for record in current(records) if not record["warmup"]]
@@ -113,7 +119,8 @@ def _traffic(axes: Axes, records: Sequence[Record]) -> None:
     ends = starts + np.array([record["elapsed"] for record in records])
     moments = np.linspace(starts.min(), ends.max(), 400)
     running = [((starts <= at) & (ends > at)).sum() for at in moments]
-    axes.fill_between(moments, running, step="mid", color="0.85")
+    axes.fill_between(moments, running, step="mid", color="tab:gray", alpha=0.25, linewidth=0)
+    axes.step(moments, running, where="mid", color="tab:gray", linewidth=1)
     axes.set_ylim(bottom=0)
     edges = np.linspace(starts.min(), ends.max(), _BINS + 1)
     tokens = np.zeros(_BINS)
@@ -129,3 +136,6 @@ def _traffic(axes: Axes, records: Sequence[Record]) -> None:
     other.step(edges[:-1] + width / 2, tokens / width, where="mid", color=_COLOURS["ok"])
     other.set_ylabel("output tokens per second", color=_COLOURS["ok"])
     other.set_ylim(bottom=0)
+    # Axes that come later are drawn above, and would hide these.
+    axes.set_zorder(other.get_zorder() + 1)
+    axes.patch.set_visible(False)

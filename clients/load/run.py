@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from clients.api import Client
 from clients.async_api import AsyncClient
+from clients.calls import LOOKUP_RETRIES
 from clients.counting import CHARS_PER_TOKEN, count_tokens
 from clients.load.ask import Asking
 from clients.load.distributions import Distribution
@@ -18,7 +19,7 @@ from clients.load.drive import Drive, Limits
 from clients.load.recorder import Recorder
 from clients.load.workload import Corpus, Workload
 from clients.results import Header, ResultFile
-from clients.wire import ServerError
+from clients.wire import RETRYABLE, ServerError
 from ponderttt.errors import InvalidRequestError, PonderError
 
 KEY_FIELDS = ("request",)
@@ -32,6 +33,7 @@ class LoadRun:
 
     Attributes:
         measured: the result file is this run's.
+        finished: it holds the whole load.
     """
 
     base_url: str
@@ -54,7 +56,9 @@ class LoadRun:
     warmup: int
     seed: int
     timeout: float
+    retries: int = LOOKUP_RETRIES
     measured: bool = False
+    finished: bool = False
 
     def run(self, output: Path, fresh: bool, quiet: bool) -> None:
         """Put the load on, and write a record per request.
@@ -65,7 +69,7 @@ class LoadRun:
             quiet: show no progress.
         Raises:
             InvalidRequestError: the result file is there already, or the server has no such model.
-            PonderError: the server is gone or refuses everything; interrupted.
+            PonderError: the server is gone or answers nothing; interrupted.
         """
         if output.exists() and output.stat().st_size > 0 and not fresh:
             raise InvalidRequestError(
@@ -74,9 +78,16 @@ class LoadRun:
                 "overwrite it, or --report to see it again",
             )
         corpus = Corpus.read(self.texts)
-        with Client(self.base_url, min(self.timeout, 30.0), api_key=self.api_key) as client:
+        say = _speaker(quiet)
+        with Client(
+            self.base_url,
+            min(self.timeout, 30.0),
+            api_key=self.api_key,
+            retries=self.retries,
+            busy=say,
+        ) as client:
             asking = self._asking(client)
-            workload = self._workload(client, corpus, asking)
+            workload = self._workload(client, corpus, asking, say)
             header = self._header(client, workload, asking)
             with (
                 self._server_sessions(client, asking),
@@ -91,6 +102,9 @@ class LoadRun:
                     raise PonderError(
                         f"interrupted; {output} and the table hold what ended before"
                     ) from None
+                self.finished = True
+                if not recorder.tally.outcomes.get("ok"):
+                    raise PonderError(_nothing_measured(recorder.tally.outcomes))
 
     async def _drive(
         self, asking: Asking, workload: Workload, recorder: Recorder, tick: Any
@@ -123,7 +137,9 @@ class LoadRun:
             self.sessions,
         )
 
-    def _workload(self, client: Client, corpus: Corpus, asking: Asking) -> Workload:
+    def _workload(
+        self, client: Client, corpus: Corpus, asking: Asking, say: Callable[[str], None]
+    ) -> Workload:
         context = client.context_length(asking.model)
         if context is not None and self.output_tokens.most >= context:
             raise InvalidRequestError(
@@ -135,10 +151,29 @@ class LoadRun:
             self.output_tokens,
             self.think,
             self.reuse,
-            self.chars_per_token or _measure_tokens(client, corpus),
+            self.chars_per_token or self._measure_tokens(corpus, say),
             context,
             self.seed,
         )
+
+    def _measure_tokens(self, corpus: Corpus, say: Callable[[str], None]) -> float:
+        """Characters per token, by the server's own tokenizer where it has one to ask."""
+        sample = corpus.text[:_SAMPLE_CHARS]
+        # An estimate does, so a busy server is not waited for.
+        with Client(
+            self.base_url, min(self.timeout, 30.0), api_key=self.api_key, retries=0
+        ) as client:
+            try:
+                tokens = count_tokens(client, sample)
+            except ServerError as error:
+                if error.status not in RETRYABLE:
+                    raise
+                tokens = None
+                say(
+                    f"the server is too busy to count tokens ({error}); prompts are cut by "
+                    f"{CHARS_PER_TOKEN} characters per token, or give --chars-per-token"
+                )
+        return CHARS_PER_TOKEN if tokens is None else len(sample) / max(tokens, 1)
 
     def _header(self, client: Client, workload: Workload, asking: Asking) -> Header:
         load = (
@@ -165,6 +200,7 @@ class LoadRun:
             "duration": self.duration,
             "warmup": self.warmup,
             "timeout": self.timeout,
+            **client.server_settings(asking.model),
         }
         return Header(
             kind="load",
@@ -219,11 +255,19 @@ class LoadRun:
             yield tick
 
 
-def _measure_tokens(client: Client, corpus: Corpus) -> float:
-    """Characters per token, by the server's own tokenizer where it has one to ask."""
-    sample = corpus.text[:_SAMPLE_CHARS]
-    tokens = count_tokens(client, sample)
-    return CHARS_PER_TOKEN if tokens is None else len(sample) / max(tokens, 1)
+def _speaker(quiet: bool) -> Callable[[str], None]:
+    """Says on stderr what a user should know."""
+    from rich.console import Console
+
+    console = Console(stderr=True, quiet=quiet)
+    return lambda line: console.print(line, markup=False, soft_wrap=True)
+
+
+def _nothing_measured(outcomes: Mapping[str, int]) -> str:
+    if not outcomes:
+        return "nothing was measured: all requests were to warm up; give --warmup 0, or ask longer"
+    said = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))
+    return f"no request was answered ({said}); the table says why"
 
 
 def _delete(client: Client, name: str) -> None:

@@ -7,11 +7,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clients import shapes
 from clients.results import Header, Record
 
+_times = dict.fromkeys(("ttft", "tpot", "gap"), shapes.or_null(shapes.number))
+_costs = dict.fromkeys(("nominal", "measured"), shapes.or_null(shapes.number))
+_RECORD = shapes.fields(
+    {
+        "outcome": shapes.text,
+        "error": shapes.or_null(shapes.text),
+        "warmup": shapes.boolean,
+        "due": shapes.number,
+        "lag": shapes.number,
+        "prompt_tokens": shapes.or_null(shapes.number),
+        "completion_tokens": shapes.number,
+        **_times,
+    },
+    {"elapsed": shapes.number, "cut": shapes.boolean, "counted": shapes.boolean},
+)
+_LEARNED = shapes.fields({"chunks": shapes.count, "updates": shapes.count, **_costs})
 # Below, the 99th percentile is little more than the maximum.
 _FEW = 100
 _LATE = 0.05
+# Of the time of a load, in which its last request has ended.
+_MOST_OF = 0.9
 PERCENTILES = (50, 90, 99)
 
 
@@ -59,6 +78,14 @@ def current(records: Sequence[Record]) -> list[Record]:
     ]
 
 
+def check_record(record: Record) -> shapes.Fault | None:
+    """Whether a record holds what is read of it; for `clients.results.check_records`."""
+    wrong = _RECORD(record)
+    if wrong is None and (record["outcome"] == "ok" or "elapsed" not in record):
+        wrong = shapes.fields({"seconds": shapes.number})(record)
+    return _LEARNED(record) if wrong is None and record.get("chunks") is not None else wrong
+
+
 def summarise(records: Sequence[Record], bounds: Bounds) -> dict[str, Any]:
     """Figures of all requests but those to warm up; times in seconds.
 
@@ -80,12 +107,13 @@ def summarise(records: Sequence[Record], bounds: Bounds) -> dict[str, Any]:
     )
     span = end - begin
     good = sum(bounds.good(record) for record in counted)
-    read = sum(record["prompt_tokens"] or 0 for record in answered)
+    known = [r["prompt_tokens"] for r in answered if r["prompt_tokens"] is not None]
+    read = sum(known) if known or not answered else None
     written = sum(record["completion_tokens"] for record in answered)
     errors = Counter(r["error"] for r in counted if r["error"] is not None)
 
-    def per_second(count: float) -> float | None:
-        return count / span if span > 0 else None
+    def per_second(count: float | None) -> float | None:
+        return count / span if span > 0 and count is not None else None
 
     return {
         "requests": len(counted),
@@ -95,6 +123,7 @@ def summarise(records: Sequence[Record], bounds: Bounds) -> dict[str, Any]:
         "answers_per_second": per_second(len(answered)),
         "prompt_tokens": read,
         "completion_tokens": written,
+        "uncounted": sum(not record.get("counted", True) for record in answered),
         "prompt_tokens_per_second": per_second(read),
         "completion_tokens_per_second": per_second(written),
         # Little's law: the mean number in the system.
@@ -111,6 +140,26 @@ def summarise(records: Sequence[Record], bounds: Bounds) -> dict[str, Any]:
         "learning": _learning(answered),
         "errors": dict(errors.most_common(5)),
     }
+
+
+def unfinished(header: Header, records: Sequence[Record]) -> str | None:
+    """What to say of a file whose load ended too early; None where nothing shows that it did.
+
+    Loads by number lack requests. Of those by time, only the last request tells how far they got.
+    """
+    settings = header.settings
+    wanted, seconds = settings["requests"], settings["duration"]
+    if wanted is not None and len(records) >= wanted + settings["warmup"]:
+        return None
+    ends = max((r["due"] + r["elapsed"] for r in current(records)), default=0.0)
+    if seconds is not None and ends >= _MOST_OF * seconds:
+        return None
+    if seconds is not None:
+        return f"May be unfinished: the last request ended after {ends:.3g} of {seconds:g} s."
+    return (
+        f"Unfinished: {len(records)} of {wanted + settings['warmup']} requests, with those to warm "
+        "up."
+    )
 
 
 def spread(records: Sequence[Record], name: str) -> dict[str, float] | None:
@@ -144,12 +193,14 @@ def _learning(answered: Sequence[Record]) -> dict[str, Any] | None:
 def markdown(header: Header, summary: Mapping[str, Any], bounds: Bounds) -> str:
     """The summary as a table, with what it was measured on."""
     settings = header.settings
+    unfinished = summary.get("unfinished")
     lines = [
         f"### Load on {header.model} ({header.server_version or 'server of unknown version'})",
         "",
         f"{settings['load']}, prompts of {settings['prompt_tokens']} and answers of "
         f"{settings['output_tokens']} tokens, ttt {settings['ttt'] or 'not sent'}, seed "
         f"{header.seed}.",
+        *(["", f"**{unfinished}**"] if unfinished else []),
         "",
         f"| ms | mean | {' | '.join(f'p{p}' for p in PERCENTILES)} | max |",
         "| --- |" + " ---: |" * (len(PERCENTILES) + 2),
@@ -189,6 +240,11 @@ def markdown(header: Header, summary: Mapping[str, Any], bounds: Bounds) -> str:
 
 def _notes(header: Header, summary: Mapping[str, Any]) -> list[str]:
     notes = [f"{count} × {error}" for error, count in summary["errors"].items()]
+    if summary["uncounted"]:
+        notes.append(
+            f"the server didn't count the tokens of {summary['uncounted']} answers (`usage`): the "
+            "pieces that they came in are taken for tokens, and their prompts are not in the rate"
+        )
     if summary["cut"]:
         notes.append(
             f"{summary['cut']} prompts were cut to fit the model's context of "

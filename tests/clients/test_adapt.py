@@ -222,3 +222,14 @@ def test_adapt_sends_its_key_and_bears_a_server_that_does_not_say_how_far_it_is(
     refused = CliRunner().invoke(app, arguments)
     assert isinstance(refused.exception, ServerError)
     assert "no key" in str(refused.exception)
+
+
+def test_wait_for_a_busy_server_is_said(
+    app: typer.Typer, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(503))
+    monkeypatch.setattr("clients.api.Client", partial(Client, transport=transport, retries=1))
+    monkeypatch.setattr("clients.api.time.sleep", lambda seconds: None)
+    result = CliRunner().invoke(app, [str(project), "--session", "s"])
+    assert "the server is busy (503), asking again in" in result.stderr
+    assert "1 of 1" in result.stderr

@@ -265,6 +265,27 @@ def test_version_is_found_where_each_server_has_it(
     assert call(handler, "version") == version
 
 
+@pytest.mark.parametrize(
+    ("card", "settings"),
+    [
+        ({"id": "a"}, {}),
+        ({"id": "a", "ttt": "yes"}, {}),
+        ({"id": "b", "ttt": {"gate": "off"}}, {}),
+        (
+            {"id": "a", "ttt": {"gate": "off", "lora": {"rank": 2, "targets": ["x"]}}},
+            {"server.gate": "off", "server.lora.rank": 2, "server.lora.targets": ["x"]},
+        ),
+    ],
+)
+def test_server_settings_are_those_of_the_model_and_none_of_other_servers(
+    call: Caller, card: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"data": [card]})
+
+    assert call(handler, "server_settings", "a") == settings
+
+
 def test_key_is_sent_and_never_shown() -> None:
     seen: list[str] = []
 
@@ -340,6 +361,7 @@ def test_real_server_answers_as_the_official_client_says(live: Live) -> None:
 
         assert client.models() == [live.model]
         assert client.context_length() == 512
+        assert client.server_settings()["server.rule.learning_rate"] == 0.01
         assert (client.version() or "").startswith("PonderTTT ")
         assert client.tokenize(PROMPT) == live.core.tokenizer.encode(PROMPT)
 

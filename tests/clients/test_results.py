@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.results import Header, ResultFile, read_results
+from clients.shapes import fields, text
 from ponderttt.errors import InvalidRequestError, PonderError
 
 HEADER = Header(
@@ -88,6 +89,37 @@ def test_run_with_other_settings_is_refused_by_name(
         ResultFile.open(path, replace(HEADER, **change))  # type: ignore[arg-type]
     assert path.read_bytes() == before
     ResultFile.open(path, HEADER).close()
+
+
+LEARNS = {"server.gate": "policy", "server.rule.learning_rate": 0.01}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (
+            LEARNS,
+            LEARNS | {"server.rule.learning_rate": 0.5, "server.read": "session"},
+            r"a run with server\.read None, now 'session'; server\.rule\.learning_rate 0\.01, now "
+            r"0\.5\. Give the same settings and start the server as it was then to go on with it, "
+            r"or name another file with --output",
+        ),
+        (
+            {},
+            LEARNS,
+            "a run with settings of the server that nobody wrote down, which it now tells",
+        ),
+        (LEARNS, {"files": 4}, "files None, now 4; settings of the server, which now tells none"),
+    ],
+)
+def test_run_on_a_server_that_learns_otherwise_is_refused_by_name(
+    tmp_path: Path, before: dict[str, object], after: dict[str, object], told: str
+) -> None:
+    path = tmp_path / "r.jsonl"
+    ResultFile.open(path, replace(HEADER, settings=before)).close()
+    with pytest.raises(InvalidRequestError, match=told):
+        ResultFile.open(path, replace(HEADER, settings=after))
+    ResultFile.open(path, replace(HEADER, settings=before)).close()
 
 
 @pytest.mark.parametrize("content", ["some notes\n", "[1, 2]\n", '{"a": 1}\n', "no end of line"])
@@ -185,3 +217,60 @@ def test_run_that_began_afresh_does_not_go_on_by_beginning_afresh(tmp_path: Path
         assert results.how_to_go_on() == "run the same command again without --fresh to go on"
     with ResultFile.open(path, HEADER) as results:
         assert results.how_to_go_on() == "run the same command again to go on"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"task": "a"}, "sample is missing"),
+        ({"task": ["a"], "sample": 0}, r"task is \['a'\], not a text or a number"),
+        ({"task": "a", "sample": 0, "passed": "x"}, "passed is 'x', not a number, true or false"),
+        ({"task": "a", "sample": 0, "passed": float("nan")}, "passed is nan, not a number"),
+    ],
+)
+def test_record_that_reports_would_stumble_over_is_named(
+    tmp_path: Path, line: dict[str, object], told: str
+) -> None:
+    path = tmp_path / "r.jsonl"
+    with ResultFile.open(path, HEADER) as results:
+        results.append({"task": "a", "sample": 0, "passed": None})
+        # A lesson, say, has no such metric.
+        results.append({"task": "b", "sample": 0})
+    assert len(read_results(path)[1]) == 2
+    with path.open("a") as stream:
+        stream.write(json.dumps(line) + "\n")
+    expected = rf"r\.jsonl is damaged, line 4: {told}.*; mend or remove the line"
+    with pytest.raises(PonderError, match=expected):
+        read_results(path)
+    with pytest.raises(PonderError, match=expected):
+        ResultFile.open(path, HEADER)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    ResultFile.open(path, HEADER).close()
+
+
+def test_run_checks_what_its_own_records_must_hold(tmp_path: Path) -> None:
+    path, check = tmp_path / "r.jsonl", fields({"text": text})
+    with ResultFile.open(path, HEADER, check=check) as results:
+        results.append({"task": "a", "sample": 0, "text": "x"})
+        results.append({"task": "b", "sample": 0, "text": None})
+    # Whose file it is comes first.
+    with pytest.raises(InvalidRequestError, match="seed 1, now 2"):
+        ResultFile.open(path, replace(HEADER, seed=2), check=check)
+    with pytest.raises(PonderError, match="line 3: text is None, not a text"):
+        ResultFile.open(path, HEADER, check=check)
+    ResultFile.open(path, HEADER).close()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"key_fields": "task"}, "key_fields is 'task', not a list"),
+        ({"metrics": ["passed"]}, r"metrics is \['passed'\], not an object"),
+        ({"settings": None}, "settings is None, not an object"),
+    ],
+)
+def test_damaged_header_is_named(tmp_path: Path, change: dict[str, object], told: str) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps(HEADER.as_dict() | change) + "\n")
+    with pytest.raises(PonderError, match=f"damaged, line 1: {told}"):
+        read_results(path)

@@ -4,8 +4,10 @@ Chat: the first fenced block, whatever language it names; up to the answer's end
 isn't closed, the whole answer where there is no fence. It stands on a line of its own after the
 problem's head, so a complete function replaces the one that was begun there.
 
-Base: each data set has its own rule. Servers are also given up to four stop texts, which only save
-tokens: cutting again here makes the result the same with servers that know no stop texts.
+Base: each data set has its own rule. It is applied to what the prompt shows of the completion
+(HumanEval: the first line's indentation but for its last space) and the answer behind it. Servers
+are also given up to four stop texts, which only save tokens: cutting again here makes the result
+the same with servers that know no stop texts.
 """
 
 from __future__ import annotations

@@ -146,9 +146,11 @@ async def ask(
             raise
 
 
-def completion_in(suite: Suite, asking: Asking, answer: str) -> str:
+def completion_in(suite: Suite, asking: Asking, problem: Problem, answer: str) -> str:
     """What is run of an answer; see `clients.bench.functional.answers`."""
-    return chat_completion(answer) if asking.prompting == "chat" else suite.cut(answer)
+    if asking.prompting == "chat":
+        return chat_completion(answer)
+    return suite.cut(problem.shown + answer)
 
 
 @asynccontextmanager

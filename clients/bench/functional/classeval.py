@@ -81,11 +81,16 @@ def _problem(entry: Entry) -> Problem:
     test, test_classes = entry.text("test"), entry.texts("test_classes")
     if not test_classes:
         raise entry.bad("test_classes is empty, so anything would pass")
-    entry.check_code(import_statement=head, test=test)
-    defined = _classes(test)
+    entry.check_code(import_statement=head)
+    defined = _classes(entry.parsed("test", test))
     for each in test_classes:
         if each not in defined:
             raise entry.bad(f"test_classes names {each!r}, which the field test doesn't define")
+        if not _test_names(each, defined):
+            raise entry.bad(
+                f"test_classes names {each!r}, which has no test (a method test…) in the field "
+                "test, so nothing would pass"
+            )
     return Problem(
         task_id=entry.name(),
         base_prompt=_BASE.format(task=task, skeleton=skeleton.rstrip()),
@@ -101,9 +106,9 @@ def _check(test: str, test_class: str, tests: Sequence[str]) -> str:
     return _RUN.format(test=test, test_class=test_class, tests=list(tests), count=len(tests))
 
 
-def _classes(test: str) -> dict[str, ast.ClassDef]:
+def _classes(test: ast.Module) -> dict[str, ast.ClassDef]:
     """Classes by name; of several with one name the last, as when the source is run."""
-    return {node.name: node for node in ast.parse(test).body if isinstance(node, ast.ClassDef)}
+    return {node.name: node for node in test.body if isinstance(node, ast.ClassDef)}
 
 
 def _test_names(test_class: str, defined: Mapping[str, ast.ClassDef]) -> list[str]:

@@ -128,6 +128,7 @@ def _ask(
         limits=limits,
         workers=_workers(options),
         concurrency=_concurrency(options),
+        retries=options.retries,
     )
     output = options.output or Path(f"bench-{suite.name}.jsonl")
     header, records = run.run(output, fresh=options.fresh, quiet=options.quiet)

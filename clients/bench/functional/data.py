@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import warnings
@@ -61,6 +62,17 @@ class Entry:
             except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
                 raise self.bad(f"{name} is no Python: {error}") from error
 
+    def parsed(self, name: str, source: str) -> ast.Module:
+        """The same of one field, and what it says.
+
+        Raises:
+            InvalidRequestError: it is no Python.
+        """
+        self.check_code(**{name: source})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(source)
+
     def name(self) -> str:
         """The field task_id, which may be a number."""
         value = self._value(("task_id",), None)
@@ -90,6 +102,19 @@ class Entry:
             fields = " or ".join(repr(name) for name in names)
             raise self.bad(f"no field {fields}")
         return default
+
+
+def finds_fault(tests: ast.AST) -> bool:
+    """Whether tests can fail by themselves: with `assert`, `raise`, or a call of `assert…`."""
+    for node in ast.walk(tests):
+        if isinstance(node, ast.Assert | ast.Raise):
+            return True
+        if isinstance(node, ast.Call):
+            called = node.func
+            name = getattr(called, "attr", "") or getattr(called, "id", "")
+            if name.startswith("assert"):
+                return True
+    return False
 
 
 def is_file(data: str) -> bool:

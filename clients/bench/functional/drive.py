@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from clients.answers import Completion
+from clients import shapes
+from clients.answers import LEARNED, Completion
 from clients.async_api import AsyncClient
 from clients.bench.functional.ask import Asking, RefusedError, ask, completion_in
 from clients.bench.functional.judge import Judgement, judge
@@ -136,7 +136,7 @@ class Drive:
         return task
 
     async def _judge(self, unit: Unit, answer: Completion) -> None:
-        completion = completion_in(self.suite, self.asking, answer.text)
+        completion = completion_in(self.suite, self.asking, unit.problem, answer.text)
         judgement = await asyncio.get_running_loop().run_in_executor(
             self.workers, judge, self.sandbox, self.limits, unit.problem, completion
         )
@@ -152,7 +152,7 @@ def make_record(
     cost = cost if cost.get("chunks") else {}
     passed = [name for name, verdict in judgement.verdicts.items() if verdict == "passed"]
     several = len(judgement.verdicts) > 1
-    record = {
+    return {
         "task_id": unit.problem.task_id,
         "sample": unit.sample,
         "passed": judgement.passed,
@@ -173,7 +173,29 @@ def make_record(
         "ttt_seconds": cost.get("seconds"),
         "ttt": answer.ttt,
     }
-    return {name: _finite(value) for name, value in record.items()}
+
+
+def record_check(suite: Suite) -> shapes.Check:
+    """What reports read of a record of this suite."""
+    tasks = {problem.task_id for problem in suite.problems}
+    counted = ("prompt_tokens", "completion_tokens", "seconds")
+    return shapes.fields(
+        {
+            "task_id": shapes.scalar(f"a problem of this {suite.name}", tasks.__contains__),
+            "sample": shapes.count,
+            "passed": shapes.boolean,
+            "result": shapes.text,
+            "verdict": shapes.text,
+            "checks": shapes.or_null(shapes.fields({})),
+            "completion": shapes.text,
+            "finish_reason": shapes.or_null(shapes.text),
+            **dict.fromkeys(counted, shapes.or_null(shapes.number)),
+            "run_seconds": shapes.number,
+            "ttt": shapes.or_null(LEARNED),
+        },
+        # Files of earlier versions have none.
+        {"ran_again": shapes.count},
+    )
 
 
 def refusal_record(unit: Unit, error: RefusedError) -> dict[str, Any]:
@@ -200,17 +222,6 @@ def refusal_record(unit: Unit, error: RefusedError) -> dict[str, Any]:
         "ttt_seconds": None,
         "ttt": None,
     }
-
-
-def _finite(value: Any) -> Any:
-    """The same, with None for the numbers that JSON can't hold, which servers send all the same."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return value
 
 
 def _located(unit: Unit, error: PonderError) -> PonderError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from clients.bench.functional.ask import Asking, Prompting, learning
 from clients.bench.functional.humaneval import load_humaneval
 from clients.bench.functional.run import FunctionalRun
+from clients.calls import RETRIES
 from clients.results import Header, Record
 from clients.sandbox import Limits, Sandbox
 
@@ -26,6 +27,8 @@ def humaneval_in_session(
     concurrency: int = 8,
     seed: int = 0,
     timeout: float = 600.0,
+    read: str | None = None,
+    retries: int = RETRIES,
     fresh: bool = False,
     quiet: bool = False,
 ) -> tuple[Header, list[Record]]:
@@ -47,6 +50,8 @@ def humaneval_in_session(
         concurrency: requests at once.
         seed: for the result file; nothing is drawn.
         timeout: seconds for one answer.
+        read: whose weights answer in the session; None is the server's default.
+        retries: times that a request is sent again to a busy server.
         fresh: overwrite the result file.
         quiet: show no progress.
     Returns:
@@ -61,7 +66,7 @@ def humaneval_in_session(
         max_tokens=max_tokens,
         temperature=0.0,
         top_p=1.0,
-        ttt=learning(gate="off"),
+        ttt=learning(gate="off", session=session, read=read if session is not None else None),
         session=session,
         fork=False,
         seed=seed,
@@ -78,5 +83,6 @@ def humaneval_in_session(
         limits=Limits(),
         workers=os.cpu_count() or 1,
         concurrency=concurrency,
+        retries=retries,
     )
     return run.run(output, fresh=fresh, quiet=quiet)

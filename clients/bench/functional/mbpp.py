@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from clients.bench.functional.answers import fenced_block
-from clients.bench.functional.data import Entry, is_file, read_file, read_hub
+from clients.bench.functional.data import Entry, finds_fault, is_file, read_file, read_hub
 from clients.bench.functional.problems import Problem, Suite
 from ponderttt.errors import InvalidRequestError
 
@@ -90,6 +90,10 @@ def _tests(entry: Entry) -> list[str]:
     tests = entry.texts("test_list")
     if not tests:
         raise entry.bad("test_list is empty, so anything would pass")
+    for test in tests:
+        lines = [line.strip() for line in test.splitlines()]
+        if not any(line and not line.startswith("#") for line in lines):
+            raise entry.wrong("test_list", tests, f"a list of assertions: {test!r} says nothing")
     return tests
 
 
@@ -103,7 +107,10 @@ def _problem(entry: Entry, introduction: str) -> Problem:
     imports = "\n".join(entry.texts("test_imports", default=()))
     setup = entry.text("test_setup_code", default="")
     tests = "\n".join(_tests(entry))
-    entry.check_code(test_imports=imports, test_setup_code=setup, test_list=tests)
+    entry.check_code(test_imports=imports)
+    trees = entry.parsed("test_setup_code", setup), entry.parsed("test_list", tests)
+    if not any(map(finds_fault, trees)):
+        raise entry.wrong("test_list", _tests(entry), "a list of assertions: anything would pass")
     return Problem(
         task_id=entry.name(),
         base_prompt=f"{introduction}{asked}{_BEGIN}\n",

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from clients.calls import LOOKUP_RETRIES, RETRIES
+
 # What nobody should have said once and forgotten.
 _SAID_EACH_TIME = {"no_sandbox", "fresh", "self_test"}
 _ASKING, _LEARNING, _RUNNING = "Asking", "Learning", "Running"
@@ -51,7 +53,8 @@ class Options:
         _option(
             _ASKING,
             "chat: ask a chat model; its first fenced block counts. base: let a model go on with "
-            "the text; what comes after the data set's end mark is cut off.",
+            "the text (HumanEval's, and the next line's indentation but for its last space); what "
+            "comes after the data set's end mark is cut off.",
         ),
     ] = "chat"
     max_tokens: Annotated[
@@ -148,6 +151,16 @@ class Options:
     timeout: Annotated[
         float, _option(_RUNNING, "Seconds for one answer.", min=1.0, env="TIMEOUT")
     ] = 600.0
+    retries: Annotated[
+        int,
+        _option(
+            _RUNNING,
+            "Times that a request is sent again while the server is busy (429, 503); what is "
+            f"looked up before the run, {LOOKUP_RETRIES} times at most.",
+            min=0,
+            env="RETRIES",
+        ),
+    ] = RETRIES
     seed: Annotated[int, _option(_RUNNING, "Of all draws.", min=0, env="SEED")] = 0
     output: Annotated[
         Path | None,

@@ -27,6 +27,7 @@ class Problem:
         mutated: names of the functions and methods whose results `--self-test` makes wrong.
         solution: the data set's own completion.
         tail: of every program, after the completion.
+        shown: of the completion, what `base_prompt` ends in already.
     """
 
     task_id: str
@@ -37,6 +38,7 @@ class Problem:
     mutated: frozenset[str]
     solution: str
     tail: str = ""
+    shown: str = ""
 
     def program(self, completion: str) -> str:
         """What is run before the checks."""

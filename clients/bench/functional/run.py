@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from clients.api import Client
 from clients.async_api import AsyncClient
 from clients.bench.functional.ask import Asking
-from clients.bench.functional.drive import Drive, units
+from clients.bench.functional.drive import Drive, record_check, units
 from clients.bench.functional.problems import Suite
 from clients.bench.functional.samples import write_samples
+from clients.calls import LOOKUP_RETRIES, RETRIES
 from clients.results import Better, Header, Record, ResultFile
 from clients.sandbox import Limits, Sandbox
 from ponderttt.errors import InvalidRequestError, PonderError
@@ -44,6 +47,7 @@ class FunctionalRun:
         sandbox, limits: where programs run.
         workers: programs that run at once.
         concurrency: requests at once.
+        retries: times that a request is sent again to a busy server.
     """
 
     base_url: str
@@ -56,6 +60,7 @@ class FunctionalRun:
     limits: Limits
     workers: int
     concurrency: int
+    retries: int = RETRIES
 
     def run(
         self, output: Path, *, fresh: bool = False, quiet: bool = False
@@ -74,15 +79,23 @@ class FunctionalRun:
             PonderError: the endpoint fails, or the run was interrupted; what was finished is kept,
                 and the same call goes on.
         """
-        with Client(self.base_url, min(self.asking.timeout, 30.0), api_key=self.api_key) as client:
+        with Client(
+            self.base_url,
+            min(self.asking.timeout, 30.0),
+            api_key=self.api_key,
+            retries=min(self.retries, LOOKUP_RETRIES),
+            busy=None if quiet else partial(print, file=sys.stderr),
+        ) as client:
             asking = replace(self.asking, model=_model(client, self.asking.model))
             header = self._header(client, asking)
         todo = units(self.suite, self.samples)
-        with ResultFile.open(output, header, fresh=fresh) as results:
+        with ResultFile.open(
+            output, header, fresh=fresh, check=record_check(self.suite)
+        ) as results:
             asking = replace(asking, run=results.header.run)
             try:
-                with self._progress(results, len(todo), quiet) as done:
-                    asyncio.run(self._drive(asking, results, done))
+                with self._progress(results, len(todo), quiet) as (done, busy):
+                    asyncio.run(self._drive(asking, results, done, busy))
             except KeyboardInterrupt:
                 raise PonderError(_go_on("interrupted", results, len(todo))) from None
             except PonderError as error:
@@ -92,10 +105,20 @@ class FunctionalRun:
             return results.header, results.records
 
     async def _drive(
-        self, asking: Asking, results: ResultFile, done: Callable[[Record], None]
+        self,
+        asking: Asking,
+        results: ResultFile,
+        done: Callable[[Record], None],
+        busy: Callable[[str], None],
     ) -> None:
         with ThreadPoolExecutor(self.workers, "sandbox") as pool:
-            async with AsyncClient(self.base_url, asking.timeout, api_key=self.api_key) as client:
+            async with AsyncClient(
+                self.base_url,
+                asking.timeout,
+                api_key=self.api_key,
+                retries=self.retries,
+                busy=busy,
+            ) as client:
                 drive = Drive(
                     client, self.suite, asking, self.sandbox, self.limits, pool, results, done
                 )
@@ -118,6 +141,7 @@ class FunctionalRun:
             "sandbox": type(self.sandbox).__name__,
             "limits": asdict(self.limits),
             **{f"ttt.{name}": value for name, value in (asking.ttt or {}).items()},
+            **client.server_settings(asking.model),
         }
         return Header(
             kind=self.suite.name,
@@ -136,8 +160,8 @@ class FunctionalRun:
     @contextmanager
     def _progress(
         self, results: ResultFile, total: int, quiet: bool
-    ) -> Iterator[Callable[[Record], None]]:
-        """A bar of answers, with the score so far."""
+    ) -> Iterator[tuple[Callable[[Record], None], Callable[[str], None]]]:
+        """A bar of answers, with the score so far; what tells it of answers, and of waits."""
         from tqdm import tqdm
 
         with tqdm(
@@ -149,7 +173,10 @@ class FunctionalRun:
                 bar.set_postfix_str(score(results.records), refresh=False)
                 bar.update()
 
-            yield done
+            def busy(line: str) -> None:
+                bar.set_postfix_str(", ".join(filter(None, (score(results.records), line))))
+
+            yield done, busy
 
 
 def score(records: Sequence[Record]) -> str:

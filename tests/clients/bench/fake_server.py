@@ -51,6 +51,8 @@ class FakeServer:
         has_sessions: whether it is one of ours.
         has_tokenizer: whether it has a route for it.
         echoes: whether it knows `echo`.
+        context: tokens of prompt and answer together.
+        choice: what it tells of whose weights answered in a session.
         machine: sessions that learned the same on another one differ.
         cut_at: the request (from 0) at which the plug is pulled.
     """
@@ -58,6 +60,8 @@ class FakeServer:
     has_sessions: bool = True
     has_tokenizer: bool = True
     echoes: bool = True
+    context: int = CONTEXT
+    choice: dict[str, Any] | None = None
     machine: str = ""
     cut_at: int | None = None
     sessions: dict[str, FakeSession] = field(default_factory=dict)
@@ -82,7 +86,7 @@ class FakeServer:
             raise Cut
         match path.strip("/").split("/"):
             case ["v1", "models"]:
-                entry = {"id": "fake", "object": "model", "max_model_len": CONTEXT}
+                entry = {"id": "fake", "object": "model", "max_model_len": self.context}
                 return httpx.Response(200, json={"object": "list", "data": [entry]})
             case ["tokenize"] if self.has_tokenizer:
                 return httpx.Response(200, json={"tokens": list(range(len(split(body["prompt"]))))})
@@ -124,7 +128,7 @@ class FakeServer:
         if ttt and not self.has_sessions:
             return error(400, "unknown field ttt")
         tokens = split(prompt)
-        if len(tokens) + body["max_tokens"] > CONTEXT:
+        if len(tokens) + body["max_tokens"] > self.context:
             return error(400, "too long")
         name = ttt.get("session")
         learned = "".join(self.sessions[name].learned) if name is not None else ""
@@ -136,9 +140,15 @@ class FakeServer:
         else:
             choice["text"] = continuation(prompt, learned)
         usage = {"prompt_tokens": len(tokens), "completion_tokens": 0 if body.get("echo") else 3}
+        told = {}
+        if name is not None and self.choice is not None:
+            cost = {"nominal": 1.0, "measured": 1.0, "seconds": 0.5, "chunks": 1}
+            told["ttt"] = {"session": name, "gate": "off", "chunk_size": 256, "version_before": 0,
+                           "version_after": 0, "choice": self.choice,
+                           "cost": cost, "chunks": []}  # fmt: skip
         return httpx.Response(
             200, json={"id": "c", "object": "text_completion", "created": 0, "model": "fake",
-                       "choices": [choice], "usage": usage}
+                       "choices": [choice], "usage": usage, **told}
         )  # fmt: skip
 
 

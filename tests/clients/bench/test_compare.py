@@ -82,7 +82,9 @@ def test_compare_pairs_units_that_both_have(
         "server_version": {"off": "0.1.0", "policy": "0.2.0"},
         "settings.gate": {"off": "off", "policy": "policy"},
     }
-    assert "n = 3" in result.output
+    shown = " ".join(result.output.split())
+    # Over a, b and c, the first's mean is not the 0.5 of all four.
+    assert "| policy | 0.875 | 4 | 0.333, 0.833 | +0.500 [-0.742, +1.742; t] | 3 |" in shown
     assert "settings.max_tokens" not in result.output
 
 
@@ -119,7 +121,8 @@ def test_arms_of_a_file_have_columns_of_their_own(
                 results.append({"arm": arm, "unit": "lesson 0"})
     result = run(app, *paths, "--metric", "passed")
     assert result.exit_code == 0, result.output
-    assert "| repo | x off | x policy@2 | y off | y policy@2 |" in result.output
+    titles = [line.split("|")[1].strip() for line in result.output.splitlines() if "|" in line]
+    assert titles[-4:] == ["x off", "x policy@2", "y off", "y policy@2"]
     assert "All settings are the same." in result.output
     assert "seconds" not in result.output
 
@@ -136,7 +139,7 @@ def test_files_without_a_common_unit_show_no_difference(
 ) -> None:
     result = run(app, write("one", {"a": [True]}), write("two", {"b": [True]}))
     assert result.exit_code == 0, result.output
-    assert "1.000; no unit in common" in result.output
+    assert "no unit in common" in result.output
 
 
 @pytest.mark.parametrize(
@@ -224,9 +227,9 @@ def test_load_that_is_rejected_is_no_quick_load(app: typer.Typer, tmp_path: Path
         "| ok / rejected / timed out / failed | 4 / 0 / 0 / 0 | 1 / 3 / 0 / 0 |",
         "| output tokens per second | 8.000 | 3.333 |",
         "| seconds, p50 / p90 / p99 | 2.000 / 2.000 / 2.000 | 3.000 / 3.000 / 3.000 |",
-        "| goodput per second, under no bound (of requests) | 0.800 (100.0%) | 0.333 (25.0%) |",
+        "| goodput per second (of requests) | 0.800 (100.0%) | 0.333 (25.0%) |",
     ):
-        assert row in result.output
+        assert row in " ".join(result.output.split())
 
 
 def test_repositories_are_compared_by_their_targets(app: typer.Typer, tmp_path: Path) -> None:

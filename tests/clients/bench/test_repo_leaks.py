@@ -35,7 +35,7 @@ def target(hidden: str) -> Target:
     return next(each for each in found if each.hidden.strip() == hidden)
 
 
-CALL = target('"hello", name')
+CALL = target('("hello", name')
 SHORT = target('return content["settings"]')
 LONG = target("return configure_everything(names, quickly=True)")
 BLOCK = next(each for each in find_targets(SUBJECT, 8)["block"] if each.line == 9)

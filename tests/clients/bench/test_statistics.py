@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import bootstrap, ttest_1samp
 
-from clients.bench.pairing import show_difference
 from clients.bench.statistics import CONFIDENCE, RESAMPLES, cluster_by, paired_difference
+from clients.bench.tables import show_difference
 
 
 def test_interval_is_scipys_where_every_unit_is_a_cluster() -> None:

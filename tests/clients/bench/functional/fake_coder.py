@@ -117,7 +117,7 @@ class FakeCoder:
             code = self.answers.get(problem.task_id, problem.program(text))
             choice["message"] = {"role": "assistant", "content": f"So:\n```python\n{code}```\n"}
         else:
-            choice |= {"text": text, "logprobs": None}
+            choice |= {"text": text.removeprefix(problem.shown), "logprobs": None}
         reply = {
             "id": "c", "object": "o", "created": 0, "model": "coder", "choices": [choice],
             "usage": {"prompt_tokens": 100, "completion_tokens": len(text) // 4},

@@ -12,8 +12,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from clients.bench.compare import compare
 from clients.bench.functional.cli import humaneval
 from clients.results import read_results
+from ponderttt.errors import InvalidRequestError, PonderError
 from tests.server.live import Live, live_server
 
 
@@ -39,6 +41,8 @@ def run(
     if summary is not None:
         shared += ["--json", str(summary)]
     result = CliRunner().invoke(app, [*shared, *arguments])
+    if isinstance(result.exception, PonderError):
+        raise result.exception
     assert result.exit_code == 0, result.output
     return sorted(read_results(output)[1], key=lambda record: record["task_id"])
 
@@ -85,6 +89,42 @@ def test_prompts_tell_whose_weights_answer_unless_the_session_is_to(
     for record, who, base, session in zip(auto, by, off, always, strict=True):
         assert session["ttt"]["choice"] is None
         assert record["answer"] == (base if who == "base" else session)["answer"]
+
+
+def test_server_that_learns_otherwise_is_neither_gone_on_with_nor_called_the_same(
+    live: Live, tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    path, other = tmp_path / "r.jsonl", tmp_path / "other.jsonl"
+    fixed = ("--gate", "fixed", "--action", "UPDATE_1")
+    run(live, path, *fixed)
+    lines = path.read_text().splitlines(keepends=True)
+    assert json.loads(lines[0])["settings"]["server.rule.learning_rate"] == 0.01
+    path.write_text("".join(lines[:3]))
+    with live_server(
+        tiny_llama_dir, learning_rate=0.5, rank=2, read="session", budget=3.0
+    ) as restarted:
+        with pytest.raises(InvalidRequestError) as caught:
+            run(restarted, path, *fixed)
+        for change in (
+            "server.budget 2.0, now 3.0", "server.lora.rank 8, now 2",
+            "server.read 'auto', now 'session'", "server.rule.learning_rate 0.01, now 0.5",
+        ):  # fmt: skip
+            assert change in str(caught.value)
+        assert "--output" in str(caught.value)
+        run(restarted, other, *fixed)
+    assert path.read_text() == "".join(lines[:3])
+    app = typer.Typer()
+    app.command()(compare)
+    compared = tmp_path / "compared.json"
+    result = CliRunner().invoke(app, [str(path), str(other), "--json", str(compared)])
+    assert result.exit_code == 0, result.output
+    assert "All settings are the same" not in result.output
+    assert json.loads(compared.read_text())["differing"].keys() == {
+        "base_url", "settings.server.budget", "settings.server.lora.rank",
+        "settings.server.read", "settings.server.rule.learning_rate",
+    }  # fmt: skip
+    # Wherever it is, the server as it was goes on.
+    assert len(run(live, path, *fixed)) == 3
 
 
 def test_how_a_session_is_read_means_nothing_without_one(live: Live) -> None:

