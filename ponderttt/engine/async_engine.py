@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 from ponderttt.engine.core import EngineCore
@@ -130,7 +130,8 @@ class AsyncEngine:
         Returns:
             Its events; the last is a DoneEvent or an ErrorEvent.
         Raises:
-            InvalidRequestError, PromptTooLongError, NotFoundError: as `InputProcessor.prepare`.
+            InvalidRequestError, PromptTooLongError, NotFoundError, DamagedSessionError: as
+                `InputProcessor.prepare`.
             OverloadedError: too many requests wait.
             UnavailableError: not started, draining or failed.
         """
@@ -212,11 +213,9 @@ class AsyncEngine:
         sessions = self.core.sessions
         if name not in sessions.unreadable():
             sessions.get(name)
-        await asyncio.to_thread(sessions.ahead.claim_to_delete, name)
-        try:
+        ahead = sessions.ahead
+        async with _taken(lambda: ahead.claim_to_delete(name), lambda _: ahead.end_claim(name)):
             deleted = await self.call(lambda core: core.delete_session(name))
-        finally:
-            await asyncio.to_thread(sessions.ahead.end_claim, name)
         if deleted is not None:
             await asyncio.shield(asyncio.wrap_future(deleted))
 
@@ -227,12 +226,10 @@ class AsyncEngine:
             name: the id; None makes one.
             make: creates the session of this id.
         """
-        reserved = await asyncio.to_thread(self.core.sessions.ahead.reserve, name)
-        try:
+        ahead = self.core.sessions.ahead
+        # Where it was used, there is nothing to cancel.
+        async with _taken(lambda: ahead.reserve(name), ahead.cancel_reservation) as reserved:
             return await self.call(lambda core: make(core, reserved))
-        finally:
-            # Nothing where it was used.
-            await asyncio.to_thread(self.core.sessions.ahead.cancel_reservation, reserved)
 
     async def stop(self, drain_seconds: float = 30.0) -> None:
         """Take no more requests, let those that run finish, end the thread, store all sessions.
@@ -303,3 +300,26 @@ class AsyncEngine:
     def _take_in(self) -> None:
         while self._inbox:
             self._inbox.popleft()()
+
+
+@asynccontextmanager
+async def _taken(take: Callable[[], T], give_back: Callable[[T], None]) -> AsyncIterator[T]:
+    """What a thread takes, given back at the end, or once it comes where the caller is cancelled.
+
+    Args:
+        take, give_back: may wait for the store.
+    """
+    taking = asyncio.ensure_future(asyncio.to_thread(take))
+
+    async def end() -> None:
+        try:
+            taken = await taking
+        except Exception:  # nothing was taken, as the caller hears
+            return
+        await asyncio.to_thread(give_back, taken)
+
+    try:
+        # A thread goes on though nobody waits for it.
+        yield await asyncio.shield(taking)
+    finally:
+        await asyncio.shield(asyncio.ensure_future(end()))

@@ -58,7 +58,8 @@ class InputProcessor:
             request: as it came.
             sink: takes its events, in the engine's thread.
         Raises:
-            InvalidRequestError, PromptTooLongError, NotFoundError.
+            InvalidRequestError, PromptTooLongError: it can't run here.
+            NotFoundError, DamagedSessionError: as `SessionManager.get`, of the session it names.
         """
         asked = request.ttt or _unasked(request)
         session = self._sessions.get(asked.session) if asked.session is not None else None

@@ -116,25 +116,30 @@ class Lifecycle:
         tokens = group.prompt_tokens, group.generated_tokens
         # Of a text that is learned as it grows, generated tokens may be found there as well.
         cached = min(group.cached_tokens, group.prompt_tokens)
-        group.sink(DoneEvent(*tokens, report, cached))
         if group.choice is not None:
             self.observer.chosen(group.choice)
+        # The last that may fail while the request runs: a caller hears of one end, not of two.
+        group.sink(DoneEvent(*tokens, report, cached))
         for sequence in group.sequences:
             self._prefixes.keep(sequence)
+        if successor is not None:
+            self._follow(successor)
         reason = group.sequences[0].finish_reason
         self.retire(group, "adapted" if reason is None else reason)
-        if successor is not None:
-            self.running.append(successor)
+
+    def _follow(self, successor: Group) -> None:
+        """Have a request that was answered learn on; it still holds its session's slot."""
+        if successor.session is not None:
+            self._sessions.acquire(successor.session)
+        self.running.append(successor)
 
     def _background(self, group: Group) -> Group | None:
+        """What the request is to learn once it is answered; holds nothing yet."""
         waiting = sum(g.background for g in self.running)
         if waiting >= self._config.max_num_seqs:
             _LOG.warning("%d answers are still to be learned; not adding another", waiting)
             return None
-        successor = background_group(group, self._factory.equip)
-        if successor is not None and successor.session is not None:
-            self._sessions.acquire(successor.session)
-        return successor
+        return background_group(group, self._factory.equip)
 
     # --- ends --------------------------------------------------------------------------------
 
@@ -172,15 +177,21 @@ class Lifecycle:
     def retire(self, group: Group, outcome: str | None) -> None:
         """Give back what a running request holds; its caller has been told, or is gone.
 
+        Whatever becomes of what runs elsewhere, nothing stays taken here.
+
         Args:
             group: the request.
             outcome: as the observer hears of it; None: it has heard, when the answer was given.
         """
         self.running.remove(group)
         generated = group.generated_tokens
-        if self._relay is not None:
-            self._relay.retire(group)
-        self._admission.release(group)
+        try:
+            if self._relay is not None:
+                self._relay.retire(group)
+        except Exception:  # there is nobody left to tell, and the others go on
+            _LOG.exception("request %s could not be retired elsewhere", group.id)
+        finally:
+            self._admission.release(group)
         if outcome is not None:
             self._note_end(group, outcome, generated)
 

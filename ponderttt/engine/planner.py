@@ -56,10 +56,10 @@ class Planner:
                 # Before anything is taken over: whose weights a prompt reads depends on it.
                 self._weights.note_version(sequence.group)
             reused = take(sequence)
+            if sequence.computed:
+                self._weights.note_version(sequence.group)
         except Exception as error:  # it concerns this request alone
             _LOG.exception("request %s cannot start", sequence.group.id)
             self._lifecycle.fail(sequence.group, error)
             return True
-        if sequence.computed:
-            self._weights.note_version(sequence.group)
         return reused

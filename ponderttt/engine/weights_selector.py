@@ -52,7 +52,7 @@ class WeightsSelector:
         if ttt.learns_generated and ttt.when == "inline":
             return False
         enough = len(request.prompt_ids) >= LEAST_JUDGED
-        return enough and 2 * self._kv.capacity(request, ttt) <= self._config.max_kv_tokens
+        return enough and self._kv.need(group, judges=True) <= self._config.max_kv_tokens
 
     def expects_to_judge(self, group: Group) -> bool:
         """As `note_version` would find now, before the session is needed."""
@@ -72,7 +72,7 @@ class WeightsSelector:
     def note_version(self, group: Group) -> None:
         """What a request begins to read: others may have taught its session while it waited.
 
-        Call it before any of it is read, once it is known what the session's weights are.
+        May be called again and again: once a prompt is being read, what was found stays.
         """
         session = group.session
         if session is None or group.background:
@@ -83,13 +83,16 @@ class WeightsSelector:
             self._decide(group)
 
     def _decide(self, group: Group) -> None:
-        """Whether the prompt is to be judged, or what came of it the last time."""
+        """Whether the prompt is to be judged, or what came of it the last time.
+
+        Before any of it is read, and once it is known what the session's weights are.
+        """
         if group.is_adapt or not group.sequences:
             return
         session, sequence = group.session, group.sequences[0]
+        group.choice, sequence.base = None, False
         # Weights that nothing has changed are the base model's.
         group.judges = session is not None and session.version > 0 and self.may_judge(group)
-        group.choice, sequence.base = None, False
         # What teaches the session while it is read has losses of several versions.
         if group.judges and not sequence.spans:
             group.choice = self._choices.recall(group.digest, sequence.tokens)

@@ -78,11 +78,13 @@ class Holds:
     def reserve(self, name: str, check_free: Callable[[str], None]) -> None:
         """Keep a name for a session that is about to be made.
 
+        Waits for whoever is reserving the name already; then it is kept, or refused, for both.
+
         Args:
-            name: waits for whoever is at it already.
+            name: of the session.
             check_free: takes the lock, and raises where the name is not free.
         Raises:
-            ConflictError, StoreError: as `check_free` does.
+            ConflictError, StoreError: as `check_free` does, ours or the other's.
         """
         with self._guard:
             found = self._reserved.get(name)

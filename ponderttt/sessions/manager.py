@@ -332,7 +332,7 @@ class SessionManager:
         }
 
     def here(self) -> list[str]:
-        """Names of the sessions that this server has the lock of."""
+        """Names of the sessions whose lock this server has, or is about to take."""
         return [] if self._attached is None else self._attached.vault.writes.names()
 
     def forget_cold(self, name: str) -> None:

@@ -195,11 +195,12 @@ class Vault:
         """Delete a session for good, in another thread.
 
         Args:
-            name: whose lock is held.
+            name: its id. The other thread takes its lock where that is not here.
             unused_since: Unix time; a session that was used later stays.
         Returns:
             Done when nothing is left of it. It fails with a StoreError where the store does; the
-            deletion is then tried again until it succeeds.
+            deletion is then tried again until it succeeds. It fails with a ConflictError where
+            another server has the session, which then stays.
         """
         deleted = self._deletions.begin(name, self.writes.job(name), unused_since)
         # Only now: whoever gives back locks must not find that nobody wants this one.

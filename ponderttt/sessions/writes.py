@@ -34,7 +34,7 @@ _Mark = tuple[object, ...]
 
 @dataclass(slots=True)
 class _Tracked:
-    """A session that this server holds the lock of.
+    """A session that is here: this server has its lock, or is about to take it.
 
     Args:
         saved: what it looked like when it was last committed; None: never.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -36,9 +36,12 @@ from ponderttt.errors import (
     OverloadedError,
     PonderError,
     PromptTooLongError,
+    StoreError,
     UnavailableError,
 )
+from ponderttt.sessions.config import StoreConfig
 from tests.ponderttt.engine import harness
+from tests.ponderttt.sessions.stores import attached
 
 OFF = TTTParams(gate="off")
 SHORT = replace(harness.GREEDY, max_tokens=6)
@@ -366,6 +369,89 @@ async def test_caller_whose_loop_is_closed_harms_nobody(tiny_llama_dir: Path) ->
         assert await engine.call(lambda core: 2) == 2
         await until(lambda: engine.stats().running == 0)
         assert engine.ready
+
+
+# --- what is taken of a slow store ----------------------------------------------------------------
+
+
+class SlowLocks:
+    """Has whoever takes a lock of an engine's store wait, and perhaps fail."""
+
+    def __init__(self, core: EngineCore, error: Exception | None = None) -> None:
+        self.holds = attached(core.sessions).vault.holds
+        self.asked, self.go = threading.Event(), threading.Event()
+        self._error, self._hold = error, self.holds._locks.hold
+        self.holds._locks.hold = self._slowly  # type: ignore[method-assign]
+
+    def _slowly(self, key: str) -> None:
+        self.asked.set()
+        self.go.wait(timeout=30)
+        if self._error is not None:
+            raise self._error
+        self._hold(key)
+
+    @property
+    def free(self) -> bool:
+        """Whether nobody has, or wants, any lock, once whoever was taking one is through."""
+        with self.holds._guard:
+            wanted = self.holds._claims or self.holds._reserved
+            return not wanted and self.holds._locks.held() == []
+
+
+def _delete(engine: AsyncEngine) -> Coroutine[Any, Any, object]:
+    return engine.delete_session("s")
+
+
+def _create(engine: AsyncEngine) -> Coroutine[Any, Any, object]:
+    return engine.new_session("t", lambda core, name: core.sessions.create(name, TTTParams()))
+
+
+@pytest.mark.parametrize("act", [_delete, _create])
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("error", [None, StoreError("the store is gone")])
+async def test_lock_that_comes_after_its_caller_has_gone_is_given_back(
+    tiny_llama_dir: Path,
+    tmp_path: Path,
+    act: Callable[[AsyncEngine], Coroutine[Any, Any, object]],
+    times: int,
+    error: Exception | None,
+) -> None:
+    first = harness.make_core(tiny_llama_dir, store=StoreConfig(str(tmp_path)))
+    first.sessions.create("s", TTTParams())
+    first.close()
+    core = harness.make_core(tiny_llama_dir, store=StoreConfig(str(tmp_path)))
+    async with running(core) as engine:
+        locks = SlowLocks(core, error)
+        task = asyncio.create_task(act(engine))
+        await until(locks.asked.is_set)
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0.01)
+        locks.go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(until(lambda: locks.free), 5)
+        assert core.sessions.names() == ["s"]
+        if error is None:
+            # Nothing stands in the way of the next one.
+            await act(engine)
+
+
+@pytest.mark.parametrize("act", [_delete, _create])
+async def test_lock_that_cannot_be_had_is_its_callers_error(
+    tiny_llama_dir: Path,
+    tmp_path: Path,
+    act: Callable[[AsyncEngine], Coroutine[Any, Any, object]],
+) -> None:
+    core = harness.make_core(tiny_llama_dir, store=StoreConfig(str(tmp_path)))
+    core.sessions.create("s", TTTParams())
+    async with running(core) as engine:
+        locks = SlowLocks(core, StoreError("the store is gone"))
+        locks.go.set()
+        with pytest.raises(StoreError, match="the store is gone"):
+            await act(engine)
+        assert not locks.holds._claims
+        assert not locks.holds._reserved
 
 
 # --- stopping -------------------------------------------------------------------------------------

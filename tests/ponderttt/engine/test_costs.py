@@ -139,6 +139,19 @@ def test_engine_that_measures_keeps_the_figures_for_its_next_start(
     assert len(list((tmp_path / "costs").iterdir())) == 2
 
 
+def test_chunk_longer_than_the_context_is_measured_as_long_as_that(
+    tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PONDERTTT_CACHE", str(tmp_path))
+    core = harness.make_core(tiny_llama_dir, max_model_len=64)
+    costs = core.measure_costs(128)
+    (path,) = (tmp_path / "costs").iterdir()
+    assert json.loads(path.read_text())["key"]["chunk_size"] == 64
+    # So it is for whoever asks for the context's length.
+    monkeypatch.setattr(costs_module, "measure_costs", lambda *given: never())
+    assert core.measure_costs(64) == costs
+
+
 @pytest.mark.parametrize("kernels", [None, "0123456789abcdef"])
 def test_figures_are_kept_by_the_kernels_only_where_there_are_some(
     kernels: str | None, tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -11,15 +11,26 @@ import pytest
 
 from ponderttt.adaptation.actions import Action
 from ponderttt.adaptation.params import TTTParams
+from ponderttt.engine import lifecycle
 from ponderttt.engine.admission import Admission
 from ponderttt.engine.config import TTTDefaults
 from ponderttt.engine.core import EngineCore
-from ponderttt.engine.outputs import DoneEvent, ErrorEvent, FinishEvent, PromptEvent, TokenEvent
+from ponderttt.engine.outputs import (
+    Choice,
+    DoneEvent,
+    ErrorEvent,
+    Event,
+    FinishEvent,
+    PromptEvent,
+    TokenEvent,
+    TTTReport,
+)
+from ponderttt.engine.report import ttt_report
 from ponderttt.engine.request import AdaptRequest, GenerateRequest
 from ponderttt.engine.sampling_params import SamplingParams
-from ponderttt.engine.sequence import Group, Status
+from ponderttt.engine.sequence import Group
 from ponderttt.engine.sequence_factory import SequenceFactory
-from tests.ponderttt.engine import harness
+from tests.ponderttt.engine import harness, test_relay
 
 OFF = TTTParams(gate="off")
 LONG = replace(harness.GREEDY, max_tokens=40)
@@ -216,28 +227,133 @@ def test_abort_of_everything_tells_everybody_even_where_cleaning_up_fails(
     assert [str(outcome.error) for outcome in outcomes] == ["the end"] * 4
 
 
+# --- ends that fail -------------------------------------------------------------------------------
+
+#: Leaves something to be learned after the answer, which pins the session once more.
+LATER = learn("s", when="background")
+
+
+def ends(outcome: harness.Outcome) -> list[type[Event]]:
+    """A caller hears of one end."""
+    return [type(e) for e in outcome.events if isinstance(e, DoneEvent | ErrorEvent)]
+
+
+def fail(*args: Any) -> Any:
+    raise MemoryError("no memory for this")
+
+
+@pytest.mark.parametrize("ttt", [LATER, learn("s")], ids=["background", "inline"])
 def test_request_that_cannot_be_completed_ends_alone(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch, ttt: TTTParams
+) -> None:
+    core, script = test_relay.make(tiny_llama_dir)
+    before = harness.holdings(core)[1:]
+    recorder = core.observer = harness.Recorder()
+    broken = harness.submit(core, ask(tiny_llama_dir, 1, 64, ttt))
+    other = harness.submit(core, ask(tiny_llama_dir, 2, 64))
+    test_relay.settle(core)
+
+    def report(group: Group, pending: int) -> TTTReport | None:
+        return fail() if group.session is not None else ttt_report(group, pending)
+
+    monkeypatch.setattr(lifecycle, "ttt_report", report)
+    # Both arrive in the same step.
+    for number in range(2):
+        script.draw(*range(40), of=number)
+    test_relay.settle(core)
+    assert (ends(broken), ends(other)) == ([ErrorEvent], [DoneEvent])
+    assert isinstance(broken.error, MemoryError)
+    assert sorted(outcome for outcome, _, _ in recorder.outcomes) == ["error", "length"]
+    assert harness.holdings(core)[1:] == before == (0, {"s": 0})
+    core.delete_session("s")
+
+
+def test_request_whose_weights_cannot_be_published_gives_back_what_it_holds(
     tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    core = make_core(tiny_llama_dir)
-    before = harness.holdings(core)
-    first = harness.submit(core, ask(tiny_llama_dir, 1, 20))
-    second = harness.submit(core, ask(tiny_llama_dir, 2, 20))
-    harness.step_until(core, lambda: _in_decode(core))
-    broken = core._lifecycle.running[0]
-    complete = core._lifecycle._complete
+    core, script = test_relay.make(tiny_llama_dir)
+    recorder = core.observer = harness.Recorder()
+    broken = harness.submit(core, ask(tiny_llama_dir, 1, 64, learn("s")))
+    test_relay.settle(core)
+    other = harness.submit(core, ask(tiny_llama_dir, 2, 64))
+    test_relay.settle(core)
+    monkeypatch.setattr(script, "publish", fail)
+    for number in range(2):
+        script.draw(*range(40), of=number)
+    test_relay.settle(core)
+    assert (ends(broken), ends(other)) == ([DoneEvent], [DoneEvent])
+    assert [outcome for outcome, _, _ in recorder.outcomes] == ["length", "length"]
+    assert harness.holdings(core)[1:] == (0, {"s": 0})
+    core.delete_session("s")
 
-    def fail(group: Group) -> None:
-        if group is broken:
-            raise MemoryError("no memory for what is still to be learned")
-        complete(group)
 
-    monkeypatch.setattr(core._lifecycle, "_complete", fail)
-    for sequence in broken.sequences:
-        sequence.status = Status.FINISHED
-    # Whoever calls it, as what was drawn elsewhere arrives, is told nothing.
-    core._lifecycle.advance(broken)
-    assert isinstance(first.events[-1], ErrorEvent)
-    harness.step_until(core, lambda: not core.has_work)
-    assert isinstance(second.events[-1], DoneEvent)
-    assert harness.holdings(core) == before
+def test_request_that_cannot_be_cancelled_elsewhere_gives_back_what_it_holds(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, script = test_relay.make(tiny_llama_dir)
+    recorder = core.observer = harness.Recorder()
+    request = ask(tiny_llama_dir, 1, 64, learn("s"))
+    harness.submit(core, request)
+    test_relay.settle(core)
+    monkeypatch.setattr(script, "cancel", fail)
+    core.abort(request.request_id)
+    assert [outcome for outcome, _, _ in recorder.outcomes] == ["abort"]
+    assert harness.holdings(core)[1:] == (0, {"s": 0})
+
+
+def test_request_that_fails_and_cannot_be_retired_elsewhere_ends_alone(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, script = test_relay.make(tiny_llama_dir)
+    broken = harness.submit(core, ask(tiny_llama_dir, 1, 64, learn("s")))
+    test_relay.settle(core)
+    monkeypatch.setattr(script, "publish", fail)
+    script.fail(MemoryError("no memory there"))
+    test_relay.settle(core)
+    assert ends(broken) == [ErrorEvent]
+    assert harness.holdings(core)[1:] == (0, {"s": 0})
+
+
+def test_answer_that_cannot_be_retired_elsewhere_is_learned_all_the_same(
+    tiny_llama_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, script = test_relay.make(tiny_llama_dir)
+    got = harness.submit(core, ask(tiny_llama_dir, 1, 64, LATER))
+    test_relay.settle(core)
+    monkeypatch.setattr(core._relay, "retire", fail)
+    script.draw(*range(40))
+    test_relay.settle(core)
+    assert got.report.pending == core.sessions.get("s").version == 2
+    assert harness.holdings(core)[1:] == (0, {"s": 0})
+
+
+def test_caller_who_cannot_be_told_of_the_end_leaves_nothing_behind(tiny_llama_dir: Path) -> None:
+    core = make_core(tiny_llama_dir, "s")
+    heard: list[type[Event]] = []
+
+    def sink(event: Event) -> None:
+        if isinstance(event, DoneEvent):
+            raise MemoryError("no memory for the last event")
+        heard.append(type(event))
+
+    core.enqueue(core.prepare(ask(tiny_llama_dir, 1, 64, LATER), sink))
+    harness.drain(core)
+    assert heard.count(ErrorEvent) == 1
+    assert harness.holdings(core)[1:] == (0, {"s": 0})
+    core.delete_session("s")
+
+
+def test_observer_who_fails_over_a_choice_makes_for_one_end(tiny_llama_dir: Path) -> None:
+    class Failing(harness.Recorder):
+        def chosen(self, choice: Choice) -> None:
+            fail()
+
+    core = make_core(tiny_llama_dir, "s")
+    harness.adapt(core, harness.text(tiny_llama_dir, 0, 128), ttt=learn("s"))
+    recorder = core.observer = Failing()
+    judged = harness.submit(core, ask(tiny_llama_dir, 1, 90, LATER))
+    other = harness.submit(core, ask(tiny_llama_dir, 2, 40))
+    harness.drain(core)
+    assert (ends(judged), ends(other)) == ([ErrorEvent], [DoneEvent])
+    assert sorted(outcome for outcome, _, _ in recorder.outcomes) == ["error", "length"]
+    assert harness.holdings(core)[1:] == (0, {"s": 0})

@@ -77,6 +77,29 @@ def test_prompt_without_room_for_two_readings_is_answered_by_the_session(
         assert (got.report.choice is not None) == compared
 
 
+@pytest.mark.parametrize(
+    ("ttt", "n", "rooms"),
+    [
+        (READ, 3, {306: True}),
+        # The siblings come while a chunk may still be learned from what the session has read.
+        (replace(harness.FIXED, session="s"), 1, {203: False, 204: True}),
+        (replace(harness.FIXED, session="s"), 3, {306: False, 407: False, 408: True}),
+    ],
+)
+def test_prompt_with_siblings_is_compared_where_all_that_read_have_room(
+    tiny_llama_dir: Path, ttt: TTTParams, n: int, rooms: dict[int, bool]
+) -> None:
+    for room, compared in rooms.items():
+        core = taught(tiny_llama_dir, max_kv_tokens=room)
+        got = harness.submit(core, ask(tiny_llama_dir, OTHER, ttt, n=n, temperature=1.0, seed=1))
+        most = 0
+        while core.has_work:
+            core.step()
+            most = max(most, core.stats().kv_tokens)
+        assert (got.report.choice is not None) == compared
+        assert most <= room
+
+
 def test_session_that_learns_while_the_request_waits_is_judged_as_it_is_then(
     tiny_llama_dir: Path,
 ) -> None:

@@ -149,7 +149,8 @@ def test_name_of_a_deleted_session_is_free_once_it_is_gone(place: Place) -> None
 
 # --- giving a lock back while the session moves on ------------------------------------------------
 
-#: More than there are places in which a name is looked for.
+#: More than there are places in which a name is looked for: reservations, claims, fetches, writes,
+#: deletions. The search ends where it is found, so that later moments never come.
 _MOMENTS = 8
 
 
@@ -170,6 +171,11 @@ class _Watched(str):
             self.act()
         return super().__hash__()
 
+    @property
+    def acted(self) -> bool:
+        """Whether it was looked up often enough."""
+        return self.others < 0
+
 
 def _nothing_is_done(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs wait forever; deletions would take the lock anew."""
@@ -185,11 +191,15 @@ def test_lock_is_kept_at_whatever_moment_a_reserved_name_is_used(place: Place) -
         vault.writes.track(Session(name, TTTParams(), ephemeral=False, state=None))
         vault.holds.fulfil_reservation(name)
 
+    came: list[int] = []
     for moment in range(_MOMENTS):
         name = f"repo-{moment}"
         server.sessions.ahead.reserve(name)
-        vault.holds.let_go(_Watched(name, moment, partial(enter, name)))
+        watched = _Watched(name, moment, partial(enter, name))
+        vault.holds.let_go(watched)
+        came += [moment] * watched.acted
         vault.holds.check(name)
+    assert came == [0]
 
 
 def test_lock_is_kept_at_whatever_moment_a_fetched_session_is_taken_in(place: Place) -> None:
@@ -199,11 +209,14 @@ def test_lock_is_kept_at_whatever_moment_a_fetched_session_is_taken_in(place: Pl
         server.sessions.create(name, TTTParams())
     server.sessions.close()
     server = place.start()
+    came: list[int] = []
     for moment, name in enumerate(names):
         loaded = server.sessions.ahead.fetch(name).result()
-        take_in = partial(server.sessions.warm, name, loaded)
-        server.vault.holds.let_go(_Watched(name, moment, take_in))
+        watched = _Watched(name, moment, partial(server.sessions.warm, name, loaded))
+        server.vault.holds.let_go(watched)
+        came += [moment] * watched.acted
         server.vault.holds.check(name)
+    assert came == [0, 1, 2]
 
 
 @pytest.mark.parametrize("claimed", [False, True])
@@ -228,13 +241,17 @@ def test_lock_is_kept_at_whatever_moment_a_deletion_begins(
             ending.join(0.1)  # it may have to wait for whoever gives the lock back
             ended.append(ending)
 
+    came: list[int] = []
     for moment, name in enumerate(names):
         if claimed:
             server.sessions.ahead.claim_to_delete(name)
-        server.vault.holds.let_go(_Watched(name, moment, partial(delete, name)))
+        watched = _Watched(name, moment, partial(delete, name))
+        server.vault.holds.let_go(watched)
+        came += [moment] * watched.acted
         for ending in ended:
             ending.join()
         server.vault.holds.check(name)
+    assert came == ([0, 1] if claimed else [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("fetched", [False, True])
