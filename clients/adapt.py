@@ -6,7 +6,6 @@ A session remembers what it has learned: an interrupted run is resumed by runnin
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -171,6 +170,7 @@ def adapt(
 
     from clients.api import Client
     from clients.keys import read_key
+    from clients.options import check_writable
 
     options = {
         "gate": gate, "action": action, "budget": budget,
@@ -179,8 +179,7 @@ def adapt(
     given = {name: value for name, value in options.items() if value is not None}
     console = Console(stderr=True, quiet=quiet)
     # Before the work whose result it would lose.
-    if json_file is not None and not os.access(json_file.absolute().parent, os.W_OK):
-        raise InvalidRequestError("--json", f"{json_file.parent} is no directory to write to")
+    check_writable("--json", json_file)
     api_key = read_key(api_key_file)
     files, skipped = _find(path, max_file_bytes, console)
     tally, begun = Tally(), time.monotonic()
@@ -243,6 +242,7 @@ def _teach(
         TimeRemainingColumn,
     )
 
+    from clients.answers import LESSON_CHUNK, LESSON_REPORT
     from clients.events import progress_of
 
     columns = (
@@ -259,8 +259,9 @@ def _teach(
             size = sum(file.size for file in batch)
             documents = [{"path": file.path, "text": file.text} for file in batch]
             for event in client.adapt(session, documents, options):
-                if event["object"] == "session.adaptation":
+                if event["object"] == LESSON_REPORT:
                     tally.add_report(event)
+                if event["object"] != LESSON_CHUNK:
                     continue
                 tally.add_chunk(event)
                 told = progress_of(event)
@@ -324,7 +325,7 @@ def _table(result: dict[str, Any]) -> Table:
 
 def _in_all(state: dict[str, Any]) -> str:
     cost = state["cost"]
-    if cost is None:
+    if cost is None or state["chunks"] is None or state["learned_tokens"] is None:
         return "unknown"
     return (
         f"{state['chunks']} chunks, {state['learned_tokens']:,} tokens learned, cost per chunk "

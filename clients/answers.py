@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from clients import shapes
-from clients.wire import AnswerError
+from clients.wire import AnswerError, BrokenAnswerError
 
 Raw = dict[str, Any]
 
 # Also those that JSON can't hold, which some servers send.
 _number = shapes.scalar("a number", lambda value: type(value) in (int, float))
+_whole = shapes.scalar("a whole number", lambda value: type(value) is int)
 _numbers = shapes.each(shapes.or_null(_number))
 _USAGE = shapes.fields(
     {}, dict.fromkeys(("prompt_tokens", "completion_tokens"), shapes.or_null(_number))
@@ -22,8 +24,9 @@ _LOGPROBS = shapes.fields(
     {
         "tokens": shapes.each(shapes.text),
         "token_logprobs": _numbers,
-        "text_offset": shapes.each(shapes.count),
-    }
+    },
+    # SGLang has -1 throughout.
+    {"text_offset": shapes.or_null(shapes.each(_whole))},
 )
 #: What is read of `ttt`, once the numbers that JSON can't hold are null.
 LEARNED = shapes.fields(
@@ -41,6 +44,44 @@ LEARNED = shapes.fields(
     # Servers of earlier versions have none.
     {"choice": shapes.or_null(shapes.fields({"read": shapes.text}))},
 )
+#: What the events are while a session learns: of a chunk, and in the end of them all.
+LESSON_CHUNK, LESSON_REPORT = "session.adaptation.chunk", "session.adaptation"
+_LESSON = {
+    LESSON_CHUNK: shapes.fields(
+        {
+            "action": shapes.text,
+            "reason": shapes.text,
+            "tokens": shapes.scalar(
+                "two whole numbers from 0 on",
+                lambda value: (
+                    isinstance(value, list) and len(value) == 2 and all(map(shapes.is_count, value))
+                ),
+            ),
+            **dict.fromkeys(("nominal", "measured"), shapes.number),
+            **dict.fromkeys(("loss_before", "loss_after"), shapes.or_null(_number)),
+        }
+    ),
+    LESSON_REPORT: shapes.fields(
+        {
+            "gate": shapes.text,
+            "cost": shapes.fields(dict.fromkeys(("nominal", "measured", "seconds"), shapes.number)),
+            "documents": shapes.each(shapes.fields({"tokens": shapes.count})),
+            **dict.fromkeys(("tokens", "version_before", "version_after"), shapes.count),
+        }
+    ),
+}
+# What is read of a session, which not everybody needs.
+_SESSION = shapes.fields(
+    {},
+    {
+        "digest": shapes.or_null(shapes.text),
+        "chunks_by_action": shapes.or_null(shapes.fields({})),
+        "cost": shapes.or_null(
+            shapes.fields(dict.fromkeys(("nominal", "measured"), shapes.number))
+        ),
+        **dict.fromkeys(("version", "chunks", "learned_tokens"), shapes.count),
+    },
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +91,8 @@ class Logprobs:
     Args:
         tokens: their texts.
         token_logprobs: of them.
-        text_offset: where in the choice's text each begins, in characters.
+        text_offset: where in the choice's text each begins, in characters; below 0 where the server
+            doesn't say and they don't add up to the text.
     """
 
     tokens: tuple[str, ...]
@@ -81,6 +123,7 @@ class Completion:
         choices: of the first prompt first.
         prompt_tokens: read; 0 where the server doesn't count.
         completion_tokens: generated, in all choices; 0 where the server doesn't count.
+        cached_tokens: of the prompt, read before; None where the server doesn't tell.
         ttt: what was learned; None of servers that don't learn.
         raw: the answer as it came.
         seconds: from sending the request to the last byte, without waits before it was accepted.
@@ -89,6 +132,7 @@ class Completion:
     choices: tuple[Choice, ...]
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int | None
     ttt: dict[str, Any] | None
     raw: dict[str, Any]
     seconds: float
@@ -137,7 +181,8 @@ def completion(raw: Raw, seconds: float) -> Completion:
     if not choices:
         raise _lacks("choices", raw)
     prompt_tokens, completion_tokens = _usage(raw)
-    return Completion(choices, prompt_tokens or 0, completion_tokens or 0, _ttt(raw), raw, seconds)
+    counts = (prompt_tokens or 0, completion_tokens or 0, _cached(raw))
+    return Completion(choices, *counts, _ttt(raw), raw, seconds)
 
 
 def chunks(raw: Raw, seconds: float) -> Iterator[CompletionChunk]:
@@ -153,8 +198,8 @@ def chunks(raw: Raw, seconds: float) -> Iterator[CompletionChunk]:
         yield CompletionChunk(None, "", None, None, *rest)
     for each in found:
         choice = _choice(each, "delta")
-        index = _checked("index", each.get("index", 0), shapes.count)
-        yield CompletionChunk(index, choice.text, choice.finish_reason, choice.logprobs, *rest)
+        index = _checked("index", each.get("index"), shapes.or_null(shapes.count))
+        yield CompletionChunk(index or 0, choice.text, choice.finish_reason, choice.logprobs, *rest)
 
 
 def model_names(raw: Raw) -> list[str]:
@@ -177,7 +222,7 @@ def server_settings(raw: Raw, model: str | None) -> dict[str, Any]:
     Flat, as `server.gate` and `server.rule.learning_rate`; empty of servers that don't learn.
     """
     ttt = _card(raw, model).get("ttt")
-    return dict(_flat("server", ttt)) if isinstance(ttt, Mapping) else {}
+    return dict(_flat("server", shapes.finite(ttt))) if isinstance(ttt, Mapping) else {}
 
 
 def _card(raw: Raw, model: str | None) -> Raw:
@@ -204,6 +249,43 @@ def objects(raw: Raw) -> list[Raw]:
     return list(_objects(raw, "data"))
 
 
+def session_state(raw: Raw) -> Raw:
+    """From the answer about a session.
+
+    Raises:
+        AnswerError: a field is of another type.
+    """
+    return dict(_checked("session", raw, _SESSION))
+
+
+@dataclass(slots=True)
+class LessonReader:
+    """The events of a session that learns: its chunks, and the report that has to follow."""
+
+    _reported: bool = False
+
+    def read(self, raw: Raw) -> Raw:
+        """An event, with null for the numbers that JSON can't hold.
+
+        Raises:
+            AnswerError: it doesn't say what it is, or lacks a field.
+        """
+        kind = field_of(raw, "object", str)
+        if kind in _LESSON:
+            _checked("event", raw, _LESSON[kind])
+        self._reported |= kind == LESSON_REPORT
+        return dict(shapes.finite(raw))
+
+    def finish(self) -> None:
+        """No more events come.
+
+        Raises:
+            BrokenAnswerError: there was no report.
+        """
+        if not self._reported:
+            raise BrokenAnswerError(0, "the server ended its answer without a report of the lesson")
+
+
 #: Where servers say what they are: a path, and how to read its answer.
 VERSION_PATHS: tuple[tuple[str, Callable[[Raw], str | None]], ...] = (
     # vLLM
@@ -226,7 +308,7 @@ def _choice(raw: Raw, holder: str) -> Choice:
     reason = _checked("finish_reason", raw.get("finish_reason"), shapes.or_null(shapes.text))
     chat = holder in raw
     text = _content(field_of(raw, holder, dict)) if chat else field_of(raw, "text", str)
-    return Choice(text, reason, _logprobs(raw.get("logprobs")))
+    return Choice(text, reason, _logprobs(raw.get("logprobs"), text))
 
 
 def _content(message: Raw) -> str:
@@ -239,7 +321,7 @@ def _content(message: Raw) -> str:
     return "".join(field_of(each, "text", str) for each in parts if each.get("type") == "text")
 
 
-def _logprobs(raw: object) -> Logprobs | None:
+def _logprobs(raw: object, text: str) -> Logprobs | None:
     if not isinstance(raw, Mapping):
         return None
     content = raw.get("content")
@@ -247,19 +329,25 @@ def _logprobs(raw: object) -> Logprobs | None:
         # The form of chats, which llama.cpp uses for completions, too.
         tokens = [field_of(each, "token", str) for each in content]
         values = _checked("logprob", [each.get("logprob") for each in content], _numbers)
-        offsets = [0]
-        for token in tokens:
-            offsets.append(offsets[-1] + len(token))
-        return Logprobs(tuple(tokens), tuple(values), tuple(offsets[:-1]))
+        return Logprobs(tuple(tokens), tuple(values), _offsets(tokens))
     _checked("logprobs", raw, _LOGPROBS)
-    return Logprobs(tuple(raw["tokens"]), tuple(raw["token_logprobs"]), tuple(raw["text_offset"]))
+    tokens, offsets = raw["tokens"], raw.get("text_offset")
+    if offsets is None or any(offset < 0 for offset in offsets):
+        offsets = _offsets(tokens) if "".join(tokens) == text else [-1] * len(tokens)
+    return Logprobs(tuple(tokens), tuple(raw["token_logprobs"]), tuple(offsets))
+
+
+def _offsets(tokens: Sequence[str]) -> tuple[int, ...]:
+    """Where each begins in a text that they add up to."""
+    return tuple(accumulate(map(len, tokens[:-1]), initial=0)) if tokens else ()
 
 
 def _usage(raw: Raw) -> tuple[int | None, int | None]:
     usage = _checked("usage", raw.get("usage"), shapes.or_null(_USAGE))
-    if usage is None:
+    prompt, generated = ((usage or {}).get(f"{what}_tokens") for what in ("prompt", "completion"))
+    if prompt is None and generated is None:
         return None, None
-    return _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    return _count(prompt), _count(generated)
 
 
 def _count(value: float | None) -> int | None:

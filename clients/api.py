@@ -48,6 +48,7 @@ class Client:
             at least. In all, learning takes as long as it takes.
         api_key: sent as a bearer token.
         retries: times that a request is sent again after 429 or 503.
+        first_wait: seconds before the first of these, or half of it; they double.
         busy: called before each wait for that, with what a user should know.
         transport: instead of the network, for tests.
     """
@@ -60,13 +61,14 @@ class Client:
         learning_timeout: float | None = None,
         api_key: str | None = None,
         retries: int = calls.RETRIES,
+        first_wait: float = calls.FIRST_WAIT,
         busy: Callable[[str], None] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self.base_url = wire.public_url(base_url)
         self._timeout = timeout
         self._learning_timeout = learning_timeout or max(timeout, calls.LEARNING_SECONDS)
-        self._backoff = Backoff(retries, busy=busy)
+        self._backoff = Backoff(retries, first_wait, busy=busy)
         with wire.translated(self.base_url, timeout):
             self._http = httpx.Client(
                 base_url=base_url.rstrip("/").removesuffix("/v1"),
@@ -169,7 +171,7 @@ class Client:
     def session(self, name: str) -> dict[str, Any] | None:
         """A session, or None if there is none of this name."""
         try:
-            return self._json(Call("GET", calls.session_path(name)))
+            return answers.session_state(self._json(Call("GET", calls.session_path(name))))
         except ServerError as error:
             if error.status == 404:
                 return None
@@ -206,7 +208,7 @@ class Client:
             documents: each with `path` and `text`.
             options: gate, budget, …
         """
-        return self._objects(calls.adapt_call(session, documents, options))
+        return self._lesson(calls.adapt_call(session, documents, options))
 
     def _json(self, call: Call) -> dict[str, Any]:
         return self._fetch(call)[0]
@@ -222,9 +224,12 @@ class Client:
             for raw in self._events(response, call):
                 yield from answers.chunks(raw, time.perf_counter() - begun)
 
-    def _objects(self, call: Call) -> Iterator[dict[str, Any]]:
+    def _lesson(self, call: Call) -> Iterator[dict[str, Any]]:
+        lesson = answers.LessonReader()
         with self._answer(call) as (response, _):
-            yield from self._events(response, call)
+            for raw in self._events(response, call):
+                yield lesson.read(raw)
+        lesson.finish()
 
     @contextmanager
     def _answer(self, call: Call) -> Iterator[tuple[httpx.Response, float]]:

@@ -32,13 +32,14 @@ class AsyncClient:
         learning_timeout: float | None = None,
         api_key: str | None = None,
         retries: int = calls.RETRIES,
+        first_wait: float = calls.FIRST_WAIT,
         busy: Callable[[str], None] | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self.base_url = wire.public_url(base_url)
         self._timeout = timeout
         self._learning_timeout = learning_timeout or max(timeout, calls.LEARNING_SECONDS)
-        self._backoff = Backoff(retries, busy=busy)
+        self._backoff = Backoff(retries, first_wait, busy=busy)
         with wire.translated(self.base_url, timeout):
             self._http = httpx.AsyncClient(
                 base_url=base_url.rstrip("/").removesuffix("/v1"),
@@ -116,7 +117,7 @@ class AsyncClient:
     async def session(self, name: str) -> dict[str, Any] | None:
         """A session, or None if there is none of this name."""
         try:
-            return await self._json(Call("GET", calls.session_path(name)))
+            return answers.session_state(await self._json(Call("GET", calls.session_path(name))))
         except ServerError as error:
             if error.status == 404:
                 return None
@@ -142,7 +143,7 @@ class AsyncClient:
         self, session: str, documents: Sequence[Mapping[str, str]], options: Mapping[str, Any]
     ) -> AsyncGenerator[dict[str, Any]]:
         """Teach a session; every chunk as it is learned, then the report."""
-        return self._objects(calls.adapt_call(session, documents, options))
+        return self._lesson(calls.adapt_call(session, documents, options))
 
     async def _json(self, call: Call) -> dict[str, Any]:
         return (await self._fetch(call))[0]
@@ -162,13 +163,15 @@ class AsyncClient:
                 for chunk in answers.chunks(raw, time.perf_counter() - begun):
                     yield chunk
 
-    async def _objects(self, call: Call) -> AsyncGenerator[dict[str, Any]]:
+    async def _lesson(self, call: Call) -> AsyncGenerator[dict[str, Any]]:
+        lesson = answers.LessonReader()
         async with (
             self._answer(call) as (response, _),
             aclosing(self._events(response, call)) as found,
         ):
             async for raw in found:
-                yield raw
+                yield lesson.read(raw)
+        lesson.finish()
 
     @asynccontextmanager
     async def _answer(self, call: Call) -> AsyncIterator[tuple[httpx.Response, float]]:

@@ -15,8 +15,12 @@ Message = Mapping[str, Any]
 LEARNING_SECONDS = 600.0
 #: Times that a request is sent again to a busy server.
 RETRIES = 10
-#: The same of what is looked up before a run, when there is nothing to lose yet.
+#: Seconds before the first of these, or half of it; see `clients.wire.Backoff`.
+FIRST_WAIT = 0.5
+#: The same of what is looked up before a run, when there is nothing to lose yet. In all some 10 s,
+#: in which a server may come to the end of loading.
 LOOKUP_RETRIES = 2
+LOOKUP_WAIT = 4.0
 
 
 @dataclass(frozen=True, slots=True)

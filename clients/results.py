@@ -347,8 +347,15 @@ def _check_same(path: Path, kept: Header, header: Header) -> None:
         for name in _SAME
         if name != "settings" and old[name] != new[name]
     ]
-    ours, servers = _differing_settings(old["settings"], new["settings"])
+    ours, servers, noted = _differing_settings(old["settings"], new["settings"])
     differing += ours + servers
+    if not noted:
+        also = f", of a run with {'; '.join(differing)}" if differing else ""
+        raise InvalidRequestError(
+            "output",
+            f"{path} was begun by a version that did not note the server's settings{also}; it can "
+            "be compared but not gone on with: name another file with --output, or give --fresh",
+        )
     if differing:
         start = " and start the server as it was then" if servers else ""
         raise InvalidRequestError(
@@ -358,18 +365,21 @@ def _check_same(path: Path, kept: Header, header: Header) -> None:
         )
 
 
-def _differing_settings(old: Record, new: Record) -> tuple[list[str], list[str]]:
-    """What to say of settings that differ: of the run's own, and of the server's."""
+def _differing_settings(old: Record, new: Record) -> tuple[list[str], list[str], bool]:
+    """What to say of settings that differ, of the run's own and of the server's.
+
+    And whether the server's can be told: not where it has some that the old ones lack altogether.
+    """
     names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     lines = {name: f"{name} {old.get(name)!r}, now {new.get(name)!r}" for name in names}
     ours = [line for name, line in lines.items() if not name.startswith(SERVER)]
     servers = [line for name, line in lines.items() if name.startswith(SERVER)]
     told = [any(name.startswith(SERVER) for name in settings) for settings in (old, new)]
     if told == [False, True]:
-        servers = ["settings of the server that nobody wrote down, which it now tells"]
-    elif told == [True, False]:
+        return ours, [], False
+    if told == [True, False]:
         servers = ["settings of the server, which now tells none"]
-    return ours, servers
+    return ours, servers, True
 
 
 def _foreign(path: Path) -> InvalidRequestError:

@@ -24,7 +24,7 @@ from typing import Any
 
 import httpx
 
-from clients.calls import RETRIES
+from clients.calls import FIRST_WAIT, RETRIES
 from ponderttt.errors import InvalidRequestError, PonderError
 
 #: The server takes no request now, but may later; it has done nothing.
@@ -94,7 +94,7 @@ class Backoff:
     """
 
     retries: int = RETRIES
-    first: float = 0.5
+    first: float = FIRST_WAIT
     longest: float = LONGEST_WAIT
     draw: random.Random = field(default_factory=random.Random)
     busy: Callable[[str], None] | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clients import shapes
-from clients.bench.pairing import data_hash
+from clients.bench.asked import Asked, left_out, unlike
 from clients.results import Header, Record
 from clients.results import check_records as refuse
 from ponderttt.errors import InvalidRequestError
@@ -19,7 +19,8 @@ FUNCTIONAL = ("humaneval", "mbpp", "classeval")
 # How to get the same data again.
 _SAME_DATA = {
     "repo": "the same files, sizes and --seed",
-    "load": "the same --texts",
+    "load": "the same --texts, --prompt-tokens, --output-tokens, --reuse, --chars-per-token, kind "
+    "of --think and --seed",
 }
 _VERDICT = shapes.fields({}, {"passed": shapes.or_null(shapes.boolean)})
 _NAME = shapes.or_null(shapes.text)
@@ -42,19 +43,27 @@ def check_kinds(files: Sequence[Path], headers: Sequence[Header]) -> None:
         )
 
 
-def check_data(files: Sequence[Path], headers: Sequence[Header]) -> None:
-    """Raise InvalidRequestError where units of one name are not the same in all files."""
-    hashes = {path: data_hash(header) for path, header in zip(files, headers, strict=True)}
-    known = {path: value for path, value in hashes.items() if value is not None}
-    if len(set(known.values())) > 1:
-        told = ", ".join(f"{path} {value}" for path, value in known.items())
-        same = _SAME_DATA.get(headers[0].kind, "the same --data, --limit and --problems")
-        raise InvalidRequestError(
-            "files",
-            f"they were asked other things, as the hashes of their data say ({told}), so that "
-            f"units of one name can't be paired. Run them on the same data ({same}), or give "
-            "--unpaired to see their means beside each other, without differences",
-        )
+def check_data(kind: str, asked: Mapping[Path, Asked], base: Path) -> None:
+    """Raise InvalidRequestError where no unit of a file is the same as the base's of that name.
+
+    Args:
+        kind: of the benchmark.
+        asked: what each file was asked.
+        base: one of them.
+    """
+    for path, other in asked.items():
+        if left_out(asked[base], other) is None:
+            told = "; ".join(
+                f"{name}: {base} {asked[base].settings[name]}, {path} {other.settings[name]}"
+                for name in unlike(asked[base], other)
+            )
+            same = _SAME_DATA.get(kind, "the same --data, --limit and --problems")
+            raise InvalidRequestError(
+                "files",
+                f"they were asked other things ({told}), so that units of one name can't be "
+                f"paired. Run them on the same data ({same}), or give --unpaired to see their "
+                "means beside each other, without differences",
+            )
 
 
 def check_records(path: Path, header: Header, records: Sequence[Record]) -> None:
@@ -79,6 +88,8 @@ def unfinished(header: Header, records: Sequence[Record]) -> str | None:
     """
     settings = header.settings
     if header.kind == "repo":
+        if steps := _whole(settings, "steps"):
+            return _unfinished_steps(steps[0], records)
         return _unfinished_repo(settings, records)
     if header.kind == "load":
         from clients.load.summary import unfinished as load_unfinished
@@ -92,8 +103,18 @@ def unfinished(header: Header, records: Sequence[Record]) -> str | None:
     return f"unfinished: {len(records)} of {math.prod(planned)} answers"
 
 
+def _unfinished_steps(planned: int, records: Sequence[Record]) -> str | None:
+    from clients.bench.repo_run import RETAUGHT
+
+    done = sum(record.get("record") != RETAUGHT for record in records)
+    return f"unfinished: {done} of {planned} steps" if done < planned else None
+
+
 def _unfinished_repo(settings: Mapping[str, Any], records: Sequence[Record]) -> str | None:
-    """A file may have had fewer targets than asked for; arms of a repository have the same."""
+    """Of earlier versions, which don't say how many steps were planned.
+
+    A file may have had fewer targets than asked for; arms of a repository have the same.
+    """
     sizes = _whole(settings, "files", "targets")
     repositories, arms, unrelated = (
         found if isinstance(found := settings.get(name), list) else []

@@ -25,7 +25,7 @@ class Closeness:
 
     Args:
         exact: the same, apart from white space at the end of lines (and around lines and
-            arguments).
+            arguments); and a call is closed.
         edit_similarity: 1 - Levenshtein distance / length of the longer one, in characters.
         identifier_exact: the same names in the same order.
         identifier_f1: harmonic mean of precision and recall of the names, counted with repeats.
@@ -40,6 +40,8 @@ class Closeness:
 def compare_code(target: Target, completion: str) -> Closeness:
     """How close a completion, cut by `cut`, comes to what was hidden.
 
+    Of a call, what stands behind the parenthesis is compared.
+
     Raises:
         UnavailableError: rapidfuzz is not installed.
     """
@@ -49,10 +51,11 @@ def compare_code(target: Target, completion: str) -> Closeness:
         raise UnavailableError(
             "edit similarity needs rapidfuzz: `pip install 'ponderttt[bench]'`"
         ) from error
-    wanted, got = _normal(target, target.hidden), _normal(target, completion)
+    wanted, got = _compared(target, target.hidden), _compared(target, completion)
+    whole = target.kind != "call" or _closing(completion) is not None
     names, guessed = identifiers(wanted), identifiers(got)
     return Closeness(
-        exact=wanted == got,
+        exact=whole and wanted == got,
         edit_similarity=float(Levenshtein.normalized_similarity(wanted, got)),
         identifier_exact=names == guessed,
         identifier_f1=_f1(Counter(names), Counter(guessed)),
@@ -63,14 +66,18 @@ def cut(target: Target, completion: str) -> str:
     """The part of a completion that stands for the target; what follows it is not judged.
 
     A line ends with the line; a block with the first line that is indented no deeper than the
-    statement that opens it; arguments with the parenthesis that closes the call: what begins with
-    none is no call.
+    statement that opens it; a call with the parenthesis that closes it, or with the line. That
+    parenthesis is kept, since it tells a call from one that is cut off. What begins with none is no
+    call.
     """
+    line = completion.split("\n", 1)[0]
     match target.kind:
         case "line":
-            return completion.split("\n", 1)[0]
+            return line
         case "call":
-            return _until_closed(completion)
+            closing = _closing(line)
+            kept_line = line if closing is None else line[: closing + 1]
+            return kept_line if _is_call(line) else ""
         case "block":
             kept: list[str] = []
             for line in (target.margin + completion).split("\n"):
@@ -94,9 +101,14 @@ def identifiers(code: str) -> list[str]:
     return found
 
 
-def _until_closed(text: str) -> str:
-    if not text.lstrip().startswith("("):
-        return ""
+def _is_call(text: str) -> bool:
+    return text.lstrip().startswith("(")
+
+
+def _closing(text: str) -> int | None:
+    """Where the parenthesis is that closes the call with which a text begins; None if nowhere."""
+    if not _is_call(text):
+        return None
     open_brackets: list[str] = []
     for piece in _PIECE.finditer(text):
         mark = piece.group()
@@ -105,11 +117,16 @@ def _until_closed(text: str) -> str:
         elif mark == open_brackets[-1]:
             open_brackets.pop()
             if not open_brackets:
-                return text[: piece.start()]
-    return text
+                return piece.start()
+    return None
 
 
-def _normal(target: Target, text: str) -> str:
+def _compared(target: Target, text: str) -> str:
+    """What counts of a text."""
+    if target.kind == "call":
+        if not _is_call(text):
+            return ""
+        return text[: _closing(text)].strip().removeprefix("(").strip()
     lines = "\n".join(line.rstrip() for line in text.split("\n")).rstrip()
     return lines if target.kind == "block" else lines.strip()
 

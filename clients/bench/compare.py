@@ -12,11 +12,14 @@ import typer
 from ponderttt.errors import InvalidRequestError, PonderError
 
 if TYPE_CHECKING:
+    from clients.bench.asked import Asked
     from clients.bench.pairing import Column
     from clients.results import Better, Header, Record
 
 # Of pass@k, where the files have the samples.
 _KS = (10, 100)
+# Settings that follow from others.
+_FOLLOWING = ("settings.steps", "settings.repository_texts", "settings.unrelated_texts")
 
 
 def compare(
@@ -51,20 +54,19 @@ def compare(
     ] = None,
 ) -> None:
     """Compare result files in one table, with paired intervals over what they share."""
-    from clients.bench.checks import check_data, check_kinds
+    from clients.bench.checks import check_kinds
     from clients.bench.compare_report import comparison_text
+    from clients.options import check_writable
     from clients.results import read_results
 
     if len(files) < 2:
         raise InvalidRequestError("files", "one file has nothing to be compared with; name two")
     if len({path.resolve() for path in files}) < len(files):
         raise InvalidRequestError("files", "a file is named twice")
+    check_writable("--json", json_file)
     results = [read_results(path) for path in files]
-    headers = [header for header, _ in results]
-    check_kinds(files, headers)
-    if not unpaired:
-        check_data(files, headers)
-    found = compared(files, results, metric, base, seed)
+    check_kinds(files, [header for header, _ in results])
+    found = compared(files, results, metric, base, seed, unpaired=unpaired)
     typer.echo(comparison_text(found))
     if json_file is not None:
         try:
@@ -79,10 +81,12 @@ def compared(
     wanted: Sequence[str] | None,
     base: str | None,
     seed: int,
+    *,
+    unpaired: bool = False,
 ) -> dict[str, Any]:
     """Means by column and metric, differences to the base column, and settings that differ.
 
-    Columns that were asked other things than the base have no differences.
+    Differences are over what was asked alike.
 
     Args:
         files: their names head the columns.
@@ -90,12 +94,15 @@ def compared(
         wanted: metrics; None: all that any file names, and pass@k.
         base: title of a column; None: the first with a record.
         seed: of the bootstrap.
+        unpaired: also of files in which nothing was asked as in the base's.
     Raises:
-        InvalidRequestError: there is no such metric or column, or no file has a record.
+        InvalidRequestError: there is no such metric or column, no file has a record, or one was
+            asked other things.
         PonderError: a record holds what can't be compared.
     """
-    from clients.bench.checks import check_records, unfinished
-    from clients.bench.pairing import columns, data_hash
+    from clients.bench.asked import asked_of
+    from clients.bench.checks import check_data, check_records, unfinished
+    from clients.bench.pairing import columns
     from clients.bench.statistics import CONFIDENCE
 
     for path, (header, records) in zip(files, results, strict=True):
@@ -122,13 +129,19 @@ def compared(
         for column in columns(header, records, name)
     ]
     first = _base(sides, base)
+    asked = {name: asked_of(*result) for name, result in zip(names, results, strict=True)}
+    if not unpaired:
+        paths = dict(zip(names, files, strict=True))
+        by_path = {paths[name]: each for name, each in asked.items()}
+        check_data(kind, by_path, paths[first.file])
     better = _metrics(kind, headers.values(), sides, wanted)
     return {
         "kind": kind,
         "base": first.title,
         "confidence": CONFIDENCE,
         "better": better,
-        "data": {name: data_hash(header) for name, header in headers.items()},
+        "asked": {name: dict(each.settings) for name, each in asked.items()},
+        "unlike": _unlike(asked, first.file),
         "unfinished": {name: told for name, told in missing.items() if told is not None},
         "differing": differing(headers),
         "answered_by": {column.title: told for column in sides if (told := column.answered_by())},
@@ -137,6 +150,20 @@ def compared(
             for column in sides
         },
     } | ({"load": load} if load else {})
+
+
+def _unlike(asked: Mapping[str, Asked], base: str) -> dict[str, Any]:
+    """Of files that were asked other things than the base's: which settings, and parts, differ.
+
+    `left_out` is None where nothing is the same.
+    """
+    from clients.bench.asked import left_out, unlike
+
+    return {
+        name: {"settings": settings, "left_out": left_out(asked[base], each)}
+        for name, each in asked.items()
+        if (settings := unlike(asked[base], each))
+    }
 
 
 def _base(sides: Sequence[Column], wanted: str | None) -> Column:
@@ -186,7 +213,9 @@ def differing(headers: Mapping[str, Header]) -> dict[str, dict[str, Any]]:
         for field in ("format", "kind", "key_fields", "metrics", "started", "run"):
             line.pop(field)
         flat[name] = line | settings
-    fields = dict.fromkeys(field for line in flat.values() for field in line)
+    fields = dict.fromkeys(
+        field for line in flat.values() for field in line if field not in _FOLLOWING
+    )
     values = {field: {name: line.get(field) for name, line in flat.items()} for field in fields}
     return {
         field: each

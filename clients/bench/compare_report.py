@@ -18,6 +18,8 @@ from clients.bench.tables import (
     wrapped,
 )
 
+# Parts that are left out; there may be hundreds of problems.
+_MOST_NAMED = 8
 # Metrics that have a better-known name: the mean over samples, then over problems.
 _TITLES = {(kind, "passed"): "passed = pass@1" for kind in ("humaneval", "mbpp", "classeval")}
 
@@ -26,6 +28,7 @@ def comparison_text(found: dict[str, Any]) -> str:
     """What `compared` found, as Markdown; what makes it no fair comparison comes first."""
     parts = [
         *_warning(found),
+        *_left_out(found),
         *(f"`{name}`: {told}." for name, told in found["unfinished"].items()),
         _table(found),
         wrapped(_legend(found)),
@@ -40,18 +43,42 @@ def comparison_text(found: dict[str, Any]) -> str:
 
 
 def _warning(found: Mapping[str, Any]) -> list[str]:
-    known = {name: value for name, value in found["data"].items() if value is not None}
-    if len(set(known.values())) < 2:
+    """Of files of which nothing can be paired."""
+    others = {name: each for name, each in found["unlike"].items() if each["left_out"] is None}
+    if not others:
         return []
-    told = ", ".join(f"`{name}` {value}" for name, value in known.items())
+    names = dict.fromkeys(name for each in others.values() for name in each["settings"])
+    values = {
+        name: ", ".join(f"`{file}` {each.get(name)}" for file, each in found["asked"].items())
+        for name in names
+    }
+    told = "; ".join(f"{name}: {each}" for name, each in values.items())
     return [
         wrapped(
-            "**WARNING: these files were asked other things**, as the hashes of their data say: "
-            f"{told}. Units of one name are not the same there. So nothing is paired with "
-            f"`{found['base']}` where the hash is another than its own, and means beside each "
-            "other say little."
+            "**WARNING: these files were asked other things**, as their settings say "
+            f"({told}). Units of one name are not the same there. So nothing of "
+            f"{', '.join(f'`{name}`' for name in others)} is paired with `{found['base']}`, and "
+            "means beside each other say little."
         )
     ]
+
+
+def _left_out(found: Mapping[str, Any]) -> list[str]:
+    """What can't be paired of files of which the rest can."""
+    told = []
+    for name, each in found["unlike"].items():
+        parts = each["left_out"]
+        if parts is None:
+            continue
+        named = ", ".join(parts[:_MOST_NAMED])
+        more = f" and {len(parts) - _MOST_NAMED} more" if len(parts) > _MOST_NAMED else ""
+        told.append(
+            wrapped(
+                f"`{name}` and `{found['base']}` were not asked all the same. Left out of what is "
+                f"paired, since only one has it or theirs differ: {named}{more}."
+            )
+        )
+    return told
 
 
 def _table(found: Mapping[str, Any]) -> str:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from clients.bench.asked import Asked, alike, asked_of, part_of, unlike
 from clients.bench.functional.passk import pass_at_k
 from clients.bench.statistics import Difference, cluster_by, cluster_of, paired_difference
-from clients.bench.tables import markdown as markdown
 from clients.results import Header, Key, Record
 
 # They tell variants and repeats apart, not units.
 _NOT_UNIT = ("arm", "sample")
-# Settings that hold a hash of all that was asked for.
-_DATA = ("problems_hash", "texts")
 _PASS = "pass@"
 
 
@@ -27,13 +25,15 @@ class Column:
         title: heads the column.
         records: of this arm; none where it has not begun.
         unit_fields: fields that together name what is measured.
-        data: hash of what was asked for; None where the file doesn't tell.
+        asked: what the units of the whole file were asked.
+        file: that it is of, as it is called in titles.
     """
 
     title: str
     records: Sequence[Record]
     unit_fields: tuple[str, ...]
-    data: str | None = None
+    asked: Asked = field(default_factory=Asked)
+    file: str = ""
 
     def units(self, metric: str) -> dict[Key, float]:
         """The metric by unit; units that lack it are left out.
@@ -83,12 +83,6 @@ def k_of(metric: str) -> int | None:
     return int(number) if metric.startswith(_PASS) and number.isdecimal() else None
 
 
-def data_hash(header: Header) -> str | None:
-    """Of all that was asked for; units of one name are the same only where it is, too."""
-    found = (header.settings.get(name) for name in _DATA)
-    return next((value for value in found if isinstance(value, str)), None)
-
-
 def answered_by(record: Mapping[str, Any]) -> str | None:
     """Whose weights gave an answer; None where nothing was to choose, or no answer asked for."""
     ttt = record.get("ttt")
@@ -108,6 +102,7 @@ def columns(header: Header, records: Sequence[Record], prefix: str = "") -> list
         records: of the file.
         prefix: of the titles.
     """
+    asked = asked_of(header, records)
     fields = tuple(name for name in header.key_fields if name not in _NOT_UNIT)
     by_arm: dict[str | None, list[Record]] = defaultdict(list)
     by_arm |= {arm: [] for arm in header.settings.get("arms") or ()}
@@ -115,23 +110,19 @@ def columns(header: Header, records: Sequence[Record], prefix: str = "") -> list
         if not record.get("warmup"):
             by_arm[record.get("arm")].append(record)
     return [
-        Column(" ".join(filter(None, (prefix, arm))) or header.kind, each, fields, data)
-        for data in [data_hash(header)]
+        Column(" ".join(filter(None, (prefix, arm))) or header.kind, each, fields, asked, prefix)
         for arm, each in (by_arm or {None: []}).items()
     ]
 
 
-def pairable(one: Column, other: Column) -> bool:
-    """Whether units of one name are the same in both; where a file doesn't tell, they are."""
-    return one.data == other.data or None in (one.data, other.data)
-
-
 def common(base: Column, other: Column, metric: str) -> list[Key]:
-    """Units that both have, in the base's order; none where their data differ."""
-    if not pairable(base, other):
-        return []
+    """Units that both have and were asked alike, in the base's order."""
     there = other.units(metric)
-    return [unit for unit in base.units(metric) if unit in there]
+    both = [unit for unit in base.units(metric) if unit in there]
+    if not unlike(base.asked, other.asked):
+        return both
+    parts = {base.unit(record): part_of(record) for record in base.records}
+    return [unit for unit in both if alike(base.asked, other.asked, parts[unit])]
 
 
 def mean_over(column: Column, metric: str, units: Sequence[Key]) -> float | None:

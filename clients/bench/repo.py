@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ponderttt.errors import InvalidRequestError, PonderError
+from ponderttt.errors import PonderError
 
 if TYPE_CHECKING:
     from clients.api import Client
@@ -151,7 +150,7 @@ def repo(
         int | None,
         typer.Option(
             help="Times that a request is sent again to a busy server (429, 503). Default: 10; "
-            "before the run, 2 at most.",
+            "before the run, 2.",
             min=0,
             envvar="PONDERTTT_RETRIES",
         ),
@@ -180,25 +179,27 @@ def repo(
         open_exam,
         settings_of,
     )
-    from clients.calls import LOOKUP_RETRIES, RETRIES
+    from clients.calls import LOOKUP_RETRIES, LOOKUP_WAIT, RETRIES
     from clients.keys import read_key
+    from clients.options import check_writable
     from clients.results import ResultFile
 
-    # Before the work whose result it would lose.
-    if json_file is not None and not os.access(json_file.absolute().parent, os.W_OK):
-        raise InvalidRequestError("--json", f"{json_file.parent} is no directory to write to")
+    check_writable("--json", json_file)
     sizes = Sizes(files, targets, max_lines, context_chars, file_chars, left_chars)
     plan = make_plan(paths, unrelated or [], unrelated_files if loss else 0, sizes, seed)
     api_key = read_key(api_key_file)
-    retries = RETRIES if retries is None else retries
+    lookups, retries = (LOOKUP_RETRIES, RETRIES) if retries is None else (retries, retries)
     exam = None
     if humaneval is not None:
         exam = open_exam(humaneval, output, base_url, api_key, model, timeout, seed, quiet)
     busy = None if quiet else partial(tqdm.write, file=sys.stderr)
-    lookups = min(retries, LOOKUP_RETRIES)
-    with Client(base_url, timeout, api_key=api_key, retries=lookups, busy=busy) as client:
+    with Client(
+        base_url, timeout, api_key=api_key, retries=lookups, first_wait=LOOKUP_WAIT, busy=busy
+    ) as client:
         asking = how_to_ask(client, model, left_chars, max_tokens, loss, read)
-        plan = fit(plan, asking, client)
+        # So many requests that one may well meet a busy moment.
+        with Client(base_url, timeout, api_key=api_key, retries=retries, busy=busy) as patient:
+            plan = fit(plan, asking, patient)
         kinds = kinds_of_arms(arm, asking)
         arms = make_arms(
             kinds, gate, budget or [1.5, 2.0, 3.0], ["rate", "time"] if match == "both" else [match]
@@ -208,7 +209,7 @@ def repo(
         settings = settings_of(sizes, schedule, asking, limit)
         header = header_of(client, asking, settings, seed)
     if exam is not None:
-        exam.model, exam.read, exam.retries = asking.model, read, retries
+        exam.model, exam.read, exam.retries, exam.fresh = asking.model, read, retries, fresh
     with (
         ResultFile.open(output, header, fresh=fresh, check=record_check) as results,
         Client(base_url, timeout, api_key=api_key, retries=retries, busy=busy) as client,

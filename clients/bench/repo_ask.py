@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from clients.answers import Logprobs
 from clients.bench.code_metrics import compare_code, cut
 from clients.bench.repo_plan import left_context
 from clients.bench.repo_targets import Target
@@ -81,6 +82,11 @@ class Loss:
     cached_tokens: int | None
     seconds: float
 
+    @property
+    def per_token(self) -> float:
+        """The mean; some token always counts."""
+        return self.nats / self.tokens
+
 
 def measure_loss(client: Client, asking: Asking, left: str, text: str, session: str | None) -> Loss:
     """Loss of `text` after `left`; of all but the first token where `left` is empty.
@@ -88,7 +94,7 @@ def measure_loss(client: Client, asking: Asking, left: str, text: str, session: 
     A token that reaches from `left` into `text` counts as a whole.
 
     Raises:
-        PonderError: the server doesn't score prompts, or scored another text.
+        PonderError: the server doesn't score prompts, or not every token, or scored another text.
     """
     answer = client.complete(
         left + text,
@@ -110,13 +116,35 @@ def measure_loss(client: Client, asking: Asking, left: str, text: str, session: 
             "the server scored another text than the prompt; it may not know echo with max_tokens "
             "0: give --no-loss to do without"
         )
-    ends = [*scored.text_offset[1:], len(left) + len(text)]
-    kept = [
-        logprob
-        for logprob, end in zip(scored.token_logprobs, ends, strict=True)
-        if logprob is not None and end > len(left)
-    ]
-    return Loss(-sum(kept), len(kept), cached_tokens(answer), answer.seconds)
+    kept = _scores(scored, len(left), len(left) + len(text))
+    return Loss(-sum(kept), len(kept), answer.cached_tokens, answer.seconds)
+
+
+def _scores(scored: Logprobs, begin: int, end: int) -> list[float]:
+    """Log-probabilities of the tokens that begin or end behind `begin`, of a text up to `end`.
+
+    Nothing predicts a prompt's first token. A server that scores others not either would have the
+    best loss there is.
+    """
+    if any(offset < 0 for offset in scored.text_offset):
+        raise PonderError(
+            "the server doesn't say where in the prompt its tokens begin; give --no-loss to do "
+            "without"
+        )
+    kept = []
+    ends = [*scored.text_offset[1:], end]
+    for place, (token, score) in enumerate(zip(scored.tokens, scored.token_logprobs, strict=True)):
+        if ends[place] <= begin or (place == 0 and score is None):
+            continue
+        if score is None or not math.isfinite(score):
+            raise PonderError(
+                f"the server gave {'nothing' if score is None else score} as the log-probability "
+                f"of token {place} of the prompt, {token!r}; give --no-loss to do without"
+            )
+        kept.append(score)
+    if not kept:
+        raise PonderError("the server scored no token of the text; give --no-loss to do without")
+    return kept
 
 
 def ask(
@@ -142,7 +170,7 @@ def ask(
     if asking.with_loss:
         loss = measure_loss(client, asking, prompt, target.hidden, session)
         fields = {
-            "loss": loss.nats / max(loss.tokens, 1),
+            "loss": loss.per_token,
             "loss_per_char": loss.nats / len(target.hidden),
             "loss_nats": loss.nats,
             "loss_tokens": loss.tokens,
@@ -157,7 +185,7 @@ def ask(
         stop=stops(target),
         ttt=asking.ttt(session),
     )
-    completion = cut(target, answer.choices[0].text)
+    completion = cut(target, answer.text)
     choice = _choice(answer)
     # Where the server tells of no choice, it had none: the session answers.
     answered_by = "session" if choice is None else str(choice.get("read"))
@@ -165,7 +193,7 @@ def ask(
         fields["answer_loss"] = fields["loss"]
         if session is not None and answered_by == "base":
             loss = measure_loss(client, asking, prompt, target.hidden, None)
-            fields["answer_loss"] = loss.nats / max(loss.tokens, 1)
+            fields["answer_loss"] = loss.per_token
     if session is not None:
         fields |= {"answered_by": answered_by, "choice": choice}
     return fields | {
@@ -175,6 +203,7 @@ def ask(
         "seconds": answer.seconds,
         "hidden": target.hidden,
         "completion": completion,
+        "answer": answer.text,
     }
 
 
@@ -190,14 +219,6 @@ def stops(target: Target) -> list[str]:
         return ["\n"]
     own = "\n" + " " * target.indent
     return list(dict.fromkeys(["\ndef ", "\nclass ", f"{own}def ", f"{own}@"]))
-
-
-def cached_tokens(answer: Completion) -> int | None:
-    """Tokens of the prompt that the server had read before, where it tells."""
-    usage = answer.raw.get("usage")
-    details = usage.get("prompt_tokens_details") if isinstance(usage, Mapping) else None
-    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
-    return cached if isinstance(cached, int) else None
 
 
 @dataclass(slots=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,19 @@ from clients.bench.compare import compared
 from clients.bench.compare_report import comparison_text
 from clients.bench.functional.forgetting import humaneval_in_session
 from clients.calls import RETRIES
-from clients.results import read_results
+from clients.results import Header, Record, read_results
 from clients.sandbox import Sandbox
+from ponderttt.errors import InvalidRequestError
+
+# Settings in which an exam in a session differs from the one without.
+_OF_SESSION = ("session", "session_digest", "fork", "ttt.read")
 
 
 @dataclass(slots=True)
 class Exam:
-    """Asks so many problems of HumanEval in a session, and once without one.
+    """Asks so many problems of HumanEval in a session, and once without one, which comes first.
+
+    What is there already is of use where that server, asked in this way, would answer the same.
 
     Args:
         base_url, api_key, model: of the server.
@@ -28,6 +36,7 @@ class Exam:
         quiet: show no progress.
         read: whose weights answer in a session; None is the server's default.
         retries: times that a request is sent again to a busy server.
+        fresh: take each exam anew, whatever is there.
     """
 
     base_url: str
@@ -41,7 +50,10 @@ class Exam:
     quiet: bool
     read: str | None = None
     retries: int = RETRIES
+    fresh: bool = False
     _taken: list[Path] = field(default_factory=list)
+    #: Of the exam without a session.
+    _base: Header | None = None
 
     def path(self, title: str) -> Path:
         """Result file of the exam of that title."""
@@ -55,18 +67,23 @@ class Exam:
             digest: of the session's weights; None: no session.
         """
         path = self.path(title)
-        if not path.exists() or not self._is_of(path, digest):
-            return True
-        if len(read_results(path)[1]) < self.problems:
+        if path in self._taken:
+            return False
+        if self.fresh or not path.exists() or not self._is_whole(*read_results(path), digest):
             return True
         self._note(path)
         return False
 
-    def _is_of(self, path: Path, digest: str | None) -> bool:
-        """Whether a file holds an exam of the same weights."""
-        header, _ = read_results(path)
-        same_model = self.model in (None, header.model)
-        return same_model and header.settings.get("session_digest") == digest
+    def _is_whole(self, header: Header, records: Sequence[Record], digest: str | None) -> bool:
+        """Whether a file holds all of an exam of these weights, taken as the one without is."""
+        settings = header.settings
+        return (
+            self._base is not None
+            and _without_session(header) == _without_session(self._base)
+            and settings.get("session_digest") == digest
+            and settings.get("ttt.read") == self.read
+            and len(records) >= self.problems
+        )
 
     def take(self, title: str, session: str | None, digest: str | None = None) -> None:
         """Ask what is left.
@@ -81,10 +98,8 @@ class Exam:
         if not self.is_due(title, digest):
             return
         path = self.path(title)
-        # What another session, or another model, once answered under this title is of no use.
-        if path.exists() and not self._is_of(path, digest):
-            path.unlink()
-        humaneval_in_session(
+        ask = partial(
+            humaneval_in_session,
             self.base_url,
             session,
             path,
@@ -98,6 +113,15 @@ class Exam:
             retries=self.retries,
             quiet=self.quiet,
         )
+        try:
+            header, _ = ask(fresh=self.fresh)
+        except InvalidRequestError as error:
+            if error.param != "output":
+                raise
+            # What other weights, or another server, once answered under this title is of no use.
+            header, _ = ask(fresh=True)
+        if session is None:
+            self._base = header
         self._note(path)
 
     def _note(self, path: Path) -> None:
@@ -109,9 +133,18 @@ class Exam:
         if len(self._taken) < 2:
             return None
         results = [read_results(path) for path in self._taken]
-        return compared(self._taken, results, ["passed"], None, self.seed)
+        # Files that can't be paired are told, and the others shown: the work is done.
+        return compared(self._taken, results, ["passed"], None, self.seed, unpaired=True)
 
     def table(self) -> str:
         """The same as Markdown."""
         found = self.compared()
         return comparison_text(found) if found is not None else ""
+
+
+def _without_session(header: Header) -> dict[str, Any]:
+    """What an exam in a session has in common with the one without; see `ResultFile.open`."""
+    line = header.as_dict()
+    kept = ("kind", "seed", "model", "server_version", "key_fields")
+    settings = {k: v for k, v in line["settings"].items() if k not in _OF_SESSION}
+    return {name: line[name] for name in kept} | {"settings": settings}

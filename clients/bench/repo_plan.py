@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from clients.bench.repo_leaks import Text, gives_away
 from clients.bench.repo_targets import KINDS, Target, draw_targets
@@ -76,6 +77,10 @@ class Repository:
     subjects: tuple[Subject, ...]
     dropped: tuple[str, ...] = ()
 
+    def fingerprint(self) -> str:
+        """Changes with every character of it that is taught or asked for."""
+        return _hash([_texts(self.context), _subjects(self.subjects)])
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -86,13 +91,24 @@ class Plan:
 
     def fingerprint(self) -> str:
         """Changes with every character that is taught or asked for."""
-        parts = [
-            [r.name, [[f.path, f.text] for f in r.context],
-             [[s.file.path, s.file.text, [t.name for t in s.targets]] for s in r.subjects]]
-            for r in self.repositories
-        ]  # fmt: skip
-        parts.append([[f.path, f.text] for f in self.unrelated])
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+        parts = [[r.name, _texts(r.context), _subjects(r.subjects)] for r in self.repositories]
+        return _hash([*parts, _texts(self.unrelated)])
+
+    def unrelated_fingerprint(self) -> str | None:
+        """Changes with every character of the unrelated code; None without any."""
+        return _hash(_texts(self.unrelated)) if self.unrelated else None
+
+
+def _texts(files: Sequence[TextFile]) -> list[list[str]]:
+    return [[file.path, file.text] for file in files]
+
+
+def _subjects(subjects: Sequence[Subject]) -> list[list[Any]]:
+    return [[s.file.path, s.file.text, [t.name for t in s.targets]] for s in subjects]
+
+
+def _hash(parts: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def make_plan(
@@ -232,11 +248,12 @@ def whole_lines(text: str, limit: int) -> str:
 def left_context(text: str, end: int, limit: int) -> str:
     """What stands before `end`: whole lines (but for the last), about `limit` characters at most.
 
-    A single line that is longer is cut in its middle.
+    A single line that is longer is cut in its middle. Lines without text don't stand alone, nor
+    does the last line's indentation: they would tell nothing.
     """
     start = max(end - limit, 0)
     if start > 0:
-        line = text.find("\n", start - 1, end - 1) + 1
+        line = text.find("\n", start - 1, len(text[:end].rstrip())) + 1
         start = line if line > 0 else start
     return text[start:end]
 

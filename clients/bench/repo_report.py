@@ -170,13 +170,17 @@ def _empty(arms: Sequence[Column]) -> list[str]:
     told = []
     for column in arms:
         for kind in KINDS:
-            answers = [record["completion"] for record in column.only(kind=kind).records]
-            if len(answers) >= _TELLING and not any(answer.strip() for answer in answers):
-                told.append(
-                    f"**All {len(answers)} answers of kind {kind} in arm {column.title} are "
-                    "empty**: their figures tell nothing but that. Does the server continue a "
-                    "prompt as it stands?"
-                )
+            records = column.only(kind=kind).records
+            if len(records) < _TELLING or any(record["completion"].strip() for record in records):
+                continue
+            # Files of earlier versions have no whole answers.
+            blank = not any(str(record.get("answer", "?")).strip() for record in records)
+            what = "are empty" if blank else "came to nothing after cutting"
+            told.append(
+                f"**All {len(records)} answers of kind {kind} in arm {column.title} {what}**: "
+                "their figures tell nothing but that. Does the server continue a prompt as it "
+                "stands?"
+            )
     return told
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from clients.answers import LESSON_CHUNK, LESSON_REPORT, field_of
 from clients.api import ServerError
 from clients.bench.repo_arms import (
     Arm,
@@ -198,7 +199,7 @@ class Runner:
 
     def _read(self, file: TextFile, session: str | None) -> dict[str, Any]:
         loss = measure_loss(self.client, self.asking, "", file.text, session)
-        return {"unrelated_loss": loss.nats / max(loss.tokens, 1), "unrelated_tokens": loss.tokens}
+        return {"unrelated_loss": loss.per_token, "unrelated_tokens": loss.tokens}
 
     def _teach(
         self, repository: Repository, arm: Arm, lesson: Lesson, session: str
@@ -208,8 +209,9 @@ class Runner:
         chunks: list[Mapping[str, Any]] = []
         report: Mapping[str, Any] = {}
         for event in self.client.adapt(session, documents, options):
-            if event["object"] == "session.adaptation":
+            if event["object"] == LESSON_REPORT:
                 report = event
+            if event["object"] != LESSON_CHUNK:
                 continue
             chunks.append(event)
             if (told := progress_of(event)) is not None:
@@ -267,7 +269,7 @@ class Runner:
         lessons, states = self._lessons(repository, arm), self._states(repository, arm)
         if taught and state is not None:
             known = (*_identity(states[-1]), sum(lesson["chunks"] for lesson in lessons))
-            if (*_identity(state), state["chunks"]) == known:
+            if (*_identity(state), field_of(state, "chunks", int)) == known:
                 return
         self._forget(session)
         self.client.create_session(session)
@@ -315,8 +317,8 @@ class Runner:
 
 
 def _identity(state: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Of a session's weights."""
-    return state["version"], state["digest"]
+    """Of a session's weights; the server's own words are checked, as records have been."""
+    return field_of(state, "version", int), state.get("digest")
 
 
 def _before(repository: Repository, subject: TextFile) -> list[TextFile]:

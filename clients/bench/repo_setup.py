@@ -14,10 +14,11 @@ from clients.bench.repo_exam import Exam
 from clients.bench.repo_plan import Plan, Sizes
 from clients.bench.repo_report import KEY_FIELDS, METRICS
 from clients.bench.repo_run import Schedule
+from clients.options import choose_model
 from clients.results import Header
 from clients.sandbox import open_sandbox
-from clients.wire import ServerError
-from ponderttt.errors import InvalidRequestError, PonderError
+from clients.wire import ServerError, lacks_route
+from ponderttt.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from clients.api import Client
@@ -41,23 +42,19 @@ def how_to_ask(
         InvalidRequestError: the server lacks what was asked for.
         PonderError: it serves nothing, or fails.
     """
-    served = client.models()
-    if model is None and not served:
-        raise PonderError(f"{client.base_url} serves no model")
-    if model is not None and model not in served:
-        raise InvalidRequestError("--model", f"{model!r} isn't served; give {', '.join(served)}")
+    model = choose_model(client, model)
     has_sessions = _has_sessions(client)
     if read is not None and not has_sessions:
         raise InvalidRequestError("--read", f"{read!r}, but this server has no sessions; leave it")
-    return Asking(model or served[0], left_chars, max_tokens, loss, has_sessions, read)
+    return Asking(model, left_chars, max_tokens, loss, has_sessions, read)
 
 
 def _has_sessions(client: Client) -> bool:
     try:
         client.sessions()
     except ServerError as error:
-        # Others than ours have no such route.
-        if error.status in (404, 405):
+        # Others than ours have none.
+        if lacks_route(error):
             return False
         raise
     return True
@@ -108,7 +105,10 @@ def settings_of(
     return {
         "repositories": [repository.name for repository in plan.repositories],
         "texts": plan.fingerprint(),
+        "repository_texts": {each.name: each.fingerprint() for each in plan.repositories},
+        "unrelated_texts": plan.unrelated_fingerprint(),
         "arms": [each.name for each in schedule.arms],
+        "steps": schedule.units(),
         **asdict(sizes),
         "max_tokens": asking.max_tokens,
         "loss": asking.with_loss,

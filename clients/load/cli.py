@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -185,10 +184,12 @@ def load(
     from clients.load.plot import require_picture
     from clients.load.run import LoadRun
     from clients.load.summary import Bounds, check_record, unfinished
+    from clients.options import check_writable
     from clients.results import check_records, read_results
 
-    # Before the work whose result it would lose.
-    _check_targets(json_file, markdown_file, plot)
+    check_writable("--json", json_file)
+    check_writable("--markdown", markdown_file)
+    check_writable("--plot", plot)
     if plot is not None:
         require_picture(plot)
     bounds = Bounds(ttft_bound, tpot_bound, e2e_bound)
@@ -268,12 +269,6 @@ def _report(
         draw(header, records, bounds, plot)
     if failed:
         raise PonderError("; ".join(failed))
-
-
-def _check_targets(*targets: Path | None) -> None:
-    for target in targets:
-        if target is not None and not os.access(target.absolute().parent, os.W_OK):
-            raise InvalidRequestError(str(target), f"{target.parent} is no directory to write to")
 
 
 def _pairs(given: Sequence[str] | None, param: str) -> dict[str, Any] | None:

@@ -11,13 +11,14 @@ from typing import Any
 
 from clients.api import Client
 from clients.async_api import AsyncClient
-from clients.calls import LOOKUP_RETRIES
+from clients.calls import LOOKUP_RETRIES, LOOKUP_WAIT
 from clients.counting import CHARS_PER_TOKEN, count_tokens
 from clients.load.ask import Asking
 from clients.load.distributions import Distribution
 from clients.load.drive import Drive, Limits
 from clients.load.recorder import Recorder
 from clients.load.workload import Corpus, Workload
+from clients.options import choose_model
 from clients.results import Header, ResultFile
 from clients.wire import RETRYABLE, ServerError
 from ponderttt.errors import InvalidRequestError, PonderError
@@ -84,6 +85,7 @@ class LoadRun:
             min(self.timeout, 30.0),
             api_key=self.api_key,
             retries=self.retries,
+            first_wait=LOOKUP_WAIT,
             busy=say,
         ) as client:
             asking = self._asking(client)
@@ -121,15 +123,8 @@ class LoadRun:
                 await drive.closed(self.users)
 
     def _asking(self, client: Client) -> Asking:
-        served = client.models()
-        if not served:
-            raise PonderError(f"{client.base_url} serves no model")
-        if self.model is not None and self.model not in served:
-            raise InvalidRequestError(
-                "--model", f"{self.model!r} isn't served; give {', '.join(served)}"
-            )
         return Asking(
-            self.model or served[0],
+            choose_model(client, self.model),
             self.temperature,
             self.ttt,
             self.extra,

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from clients.adapt import adapt
 from clients.api import Client, ServerError
 from ponderttt.errors import InvalidRequestError, PonderError
+from tests.clients.test_answers import CHUNK, REPORT
 from tests.helpers import source_text
 from tests.server.live import Live, live_server
 
@@ -160,7 +161,7 @@ def test_busy_server_is_asked_again_after_the_time_it_names(
     answers = iter(
         [
             httpx.Response(429, headers={"Retry-After": "3"}, json={"error": {"message": "full"}}),
-            httpx.Response(200, text='data: {"object": "x"}\n\ndata: [DONE]\n\n'),
+            httpx.Response(200, text=f"data: {json.dumps(REPORT)}\n\ndata: [DONE]\n\n"),
         ]
     )
     with Client("http://test/v1/") as client:
@@ -168,7 +169,7 @@ def test_busy_server_is_asked_again_after_the_time_it_names(
         client._http = httpx.Client(
             base_url=client.base_url, transport=httpx.MockTransport(lambda _: next(answers))
         )
-        assert list(client.adapt("a", [], {})) == [{"object": "x"}]
+        assert list(client.adapt("a", [], {})) == [REPORT]
     assert waited == [3.0]
 
 
@@ -193,23 +194,15 @@ def test_stream_that_does_not_end_well_is_an_error(text: str, tells: str) -> Non
 def test_adapt_sends_its_key_and_bears_a_server_that_does_not_say_how_far_it_is(
     app: typer.Typer, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chunk = {
-        "object": "session.adaptation.chunk", "action": "SKIP", "reason": "budget", "nominal": 1.0,
-        "measured": 1.0, "loss_before": 2.0, "loss_after": None, "tokens": [0, 5],
-        "progress": [None, 3],
-    }  # fmt: skip
-    report = {
-        "object": "session.adaptation", "documents": [{"path": "one.py", "tokens": 5}],
-        "version_before": 0, "version_after": 0,
-    }  # fmt: skip
+    events = [CHUNK | {"progress": [None, 3]}, REPORT]
 
     def handler(request: httpx.Request) -> httpx.Response:
         if request.headers.get("Authorization") != "Bearer s3cret":
             return httpx.Response(401, json={"error": {"message": "no key"}})
         if request.method == "GET":
             return httpx.Response(200, json={"id": "a"})
-        events = "".join(f"data: {json.dumps(each)}\n\n" for each in (chunk, report))
-        return httpx.Response(200, text=events + "data: [DONE]\n\n")
+        lines = "".join(f"data: {json.dumps(each)}\n\n" for each in events)
+        return httpx.Response(200, text=lines + "data: [DONE]\n\n")
 
     monkeypatch.setattr(
         "clients.api.Client", partial(Client, transport=httpx.MockTransport(handler))
@@ -233,3 +226,31 @@ def test_wait_for_a_busy_server_is_said(
     result = CliRunner().invoke(app, [str(project), "--session", "s"])
     assert "the server is busy (503), asking again in" in result.stderr
     assert "1 of 1" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("events", "told"),
+    [
+        ([CHUNK], "without a report"),
+        ([{"action": "SKIP"}], "no usable field 'object'"),
+        ([CHUNK | {"measured": float("nan")}, REPORT], "event.measured is nan"),
+    ],
+)
+def test_lesson_of_another_form_is_named(
+    app: typer.Typer,
+    project: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    events: list[dict[str, object]],
+    told: str,
+) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json={"id": "a"})
+        lines = "".join(f"data: {json.dumps(each)}\n\n" for each in events)
+        return httpx.Response(200, text=lines + "data: [DONE]\n\n")
+
+    transport = httpx.MockTransport(handler)
+    monkeypatch.setattr("clients.api.Client", partial(Client, transport=transport))
+    result = CliRunner().invoke(app, [str(project), "--session", "a"])
+    assert isinstance(result.exception, ServerError), result.exception
+    assert told in str(result.exception)

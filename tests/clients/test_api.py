@@ -27,6 +27,7 @@ from clients.async_api import AsyncClient
 from clients.events import EventParser
 from clients.wire import Backoff
 from ponderttt.errors import InvalidRequestError
+from tests.clients.test_answers import CHUNK, REPORT
 from tests.server.live import PROMPT, Live, live_server
 
 WHOLE = {
@@ -142,8 +143,7 @@ class Endless(httpx.SyncByteStream, httpx.AsyncByteStream):
 
 
 def progress(done: int, total: int) -> str:
-    event = {"object": "session.adaptation.chunk", "progress": [done, total]}
-    return f"data: {json.dumps(event)}\n\n"
+    return f"data: {json.dumps(CHUNK | {'progress': [done, total]})}\n\n"
 
 
 @pytest.mark.parametrize(
@@ -446,6 +446,17 @@ def test_version_is_unknown_where_there_is_no_route(call: Caller, answer: httpx.
 
 @pytest.mark.parametrize("progress", [[None, 3], [1], "half", [1, "all"], None])
 def test_progress_that_is_no_progress_is_passed_on(call: Caller, progress: object) -> None:
-    event = {"object": "session.adaptation.chunk", "progress": progress}
-    text = f"data: {json.dumps(event)}\n\ndata: [DONE]\n\n"
-    assert call(lambda _: httpx.Response(200, text=text), "adapt", "s", [], {}) == [event]
+    events = [CHUNK | {"progress": progress}, REPORT]
+    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    assert call(lambda _: httpx.Response(200, text=text), "adapt", "s", [], {}) == events
+
+
+def test_lesson_without_a_report_is_no_whole_answer(call: Caller) -> None:
+    text = f"data: {json.dumps(CHUNK)}\n\ndata: [DONE]\n\n"
+    with pytest.raises(BrokenAnswerError, match="without a report"):
+        call(lambda _: httpx.Response(200, text=text), "adapt", "s", [], {})
+
+
+def test_session_of_another_form_is_named(call: Caller) -> None:
+    with pytest.raises(AnswerError, match=r"session\.version is 'x'"):
+        call(lambda _: httpx.Response(200, json={"id": "s", "version": "x"}), "session", "s")

@@ -107,7 +107,13 @@ LEARNS = {"server.gate": "policy", "server.rule.learning_rate": 0.01}
         (
             {},
             LEARNS,
-            "a run with settings of the server that nobody wrote down, which it now tells",
+            r"r\.jsonl was begun by a version that did not note the server's settings; it can be "
+            r"compared but not gone on with: name another file with --output, or give --fresh$",
+        ),
+        (
+            {"files": 4},
+            LEARNS,
+            r"did not note the server's settings, of a run with files 4, now None; it can be",
         ),
         (LEARNS, {"files": 4}, "files None, now 4; settings of the server, which now tells none"),
     ],

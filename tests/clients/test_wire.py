@@ -12,6 +12,7 @@ import pytest
 
 from clients.api import Client
 from clients.async_api import AsyncClient
+from clients.calls import LOOKUP_RETRIES, LOOKUP_WAIT
 from clients.wire import AnswerError, Backoff, BrokenAnswerError, ServerError
 
 Handler = Callable[[httpx.Request], httpx.Response]
@@ -55,6 +56,14 @@ def test_every_wait_for_a_busy_server_is_said(ask: Ask) -> None:
     assert re.fullmatch(r"the server is busy \(503\), asking again in [\d.]+ s, 2 of 6", said[1]), (
         said
     )
+
+
+def test_few_retries_outlast_some_seconds_of_loading() -> None:
+    for _ in range(50):
+        backoff = Backoff(LOOKUP_RETRIES, LOOKUP_WAIT)
+        waits = [backoff.again(httpx.Response(503), attempt) or 0.0 for attempt in range(3)]
+        assert waits[2] == 0.0
+        assert 6.0 <= sum(waits) <= 12.0
 
 
 def test_nothing_is_said_where_nothing_is_waited_for(ask: Ask) -> None:

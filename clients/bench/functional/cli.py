@@ -65,15 +65,10 @@ def classeval(options: Options) -> None:
 
 
 def _bench(whole: Suite, options: Options, max_tokens: int) -> None:
+    from clients.options import check_writable
     from clients.sandbox import Limits, open_sandbox
 
-    # Before the work whose result it would lose.
-    if options.json_file is not None and not os.access(
-        options.json_file.absolute().parent, os.W_OK
-    ):
-        raise InvalidRequestError(
-            "--json", f"{options.json_file.parent} is no directory to write to"
-        )
+    check_writable("--json", options.json_file)
     names = [name.strip() for name in (options.problems or "").split(",") if name.strip()]
     suite = whole.only(names, options.limit)
     sandbox = open_sandbox(no_sandbox=options.no_sandbox)

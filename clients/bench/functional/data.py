@@ -6,7 +6,7 @@ import ast
 import gzip
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,16 +105,55 @@ class Entry:
 
 
 def finds_fault(tests: ast.AST) -> bool:
-    """Whether tests can fail by themselves: with `assert`, `raise`, or a call of `assert…`."""
+    """Whether tests look as if they could fail by themselves: there is an `assert`, a `raise`, or a
+    call of `assert…`, `fail` or `exit`.
+
+    A guess: whether it is ever reached isn't known, and what else may fail isn't seen.
+    """
     for node in ast.walk(tests):
         if isinstance(node, ast.Assert | ast.Raise):
             return True
         if isinstance(node, ast.Call):
             called = node.func
             name = getattr(called, "attr", "") or getattr(called, "id", "")
-            if name.startswith("assert"):
+            if name.startswith("assert") or name in ("fail", "exit"):
                 return True
     return False
+
+
+def used_by(name: str, tests: ast.Module) -> list[ast.stmt]:
+    """What defines a name at top level, and what it uses of the rest by name; may be empty.
+
+    Definitions are functions, classes and assignments, also those under an `if`.
+    """
+    defined: dict[str, list[ast.stmt]] = {}
+    for statement in _top_level(tests.body):
+        for each in _names_defined(statement):
+            defined.setdefault(each, []).append(statement)
+    found: list[ast.stmt] = []
+    waiting = [name]
+    while waiting:
+        for statement in defined.pop(waiting.pop(), ()):
+            found.append(statement)
+            waiting += [node.id for node in ast.walk(statement) if isinstance(node, ast.Name)]
+    return found
+
+
+def _top_level(statements: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
+    for statement in statements:
+        yield statement
+        if isinstance(statement, ast.If | ast.Try):
+            yield from _top_level([*statement.body, *statement.orelse])
+
+
+def _names_defined(statement: ast.stmt) -> Iterator[str]:
+    match statement:
+        case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+            yield name
+        case ast.Assign(targets=targets):
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr()):
+            yield name
 
 
 def is_file(data: str) -> bool:

@@ -122,9 +122,12 @@ class Drive:
 
     def _keep_refused(self) -> None:
         while self._refused:
-            self._keep(refusal_record(*self._refused.pop(0)))
+            unit, error = self._refused.pop(0)
+            self._keep(unit, refusal_record(unit, error))
 
-    def _keep(self, record: Record) -> None:
+    def _keep(self, unit: Unit, record: Record) -> None:
+        # So that runs of other parts of the suite can be compared.
+        record["problem_hash"] = unit.problem.fingerprint(base=self.asking.prompting == "base")
         self.results.append(record)
         self.done(record)
 
@@ -140,7 +143,7 @@ class Drive:
         judgement = await asyncio.get_running_loop().run_in_executor(
             self.workers, judge, self.sandbox, self.limits, unit.problem, completion
         )
-        self._keep(make_record(unit, answer, completion, judgement))
+        self._keep(unit, make_record(unit, answer, completion, judgement))
 
 
 def make_record(

@@ -8,7 +8,6 @@ from pathlib import Path
 from clients.bench.functional.ask import Asking, Prompting, learning
 from clients.bench.functional.humaneval import load_humaneval
 from clients.bench.functional.run import FunctionalRun
-from clients.calls import RETRIES
 from clients.results import Header, Record
 from clients.sandbox import Limits, Sandbox
 
@@ -28,7 +27,7 @@ def humaneval_in_session(
     seed: int = 0,
     timeout: float = 600.0,
     read: str | None = None,
-    retries: int = RETRIES,
+    retries: int | None = None,
     fresh: bool = False,
     quiet: bool = False,
 ) -> tuple[Header, list[Record]]:
@@ -51,7 +50,7 @@ def humaneval_in_session(
         seed: for the result file; nothing is drawn.
         timeout: seconds for one answer.
         read: whose weights answer in the session; None is the server's default.
-        retries: times that a request is sent again to a busy server.
+        retries: as of `FunctionalRun`.
         fresh: overwrite the result file.
         quiet: show no progress.
     Returns:

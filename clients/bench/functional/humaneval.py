@@ -13,12 +13,11 @@ with Llama's and Qwen's tokenizers, too. What is shown of the indentation belong
 
 from __future__ import annotations
 
-import ast
 from importlib.util import find_spec
 from pathlib import Path
 
 from clients.bench.functional.answers import until_top_level
-from clients.bench.functional.data import Entry, finds_fault, is_file, read_file
+from clients.bench.functional.data import Entry, finds_fault, is_file, read_file, used_by
 from clients.bench.functional.problems import Problem, Suite
 from ponderttt.errors import InvalidRequestError, UnavailableError
 
@@ -89,11 +88,11 @@ def _problem(entry: Entry) -> Problem:
 def _test(entry: Entry) -> str:
     test = entry.text("test")
     tree = entry.parsed("test", test)
-    defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
-    if "check" not in defined:
+    check = used_by("check", tree)
+    if not check:
         raise entry.wrong("test", test, "code that defines a function check, which is called")
-    if not finds_fault(tree):
-        raise entry.wrong("test", test, "code with an assertion, so anything would pass")
+    if not any(map(finds_fault, check)):
+        raise entry.wrong("test", test, "code whose check has an assertion: anything would pass")
     return test
 
 

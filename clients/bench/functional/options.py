@@ -152,15 +152,15 @@ class Options:
         float, _option(_RUNNING, "Seconds for one answer.", min=1.0, env="TIMEOUT")
     ] = 600.0
     retries: Annotated[
-        int,
+        int | None,
         _option(
             _RUNNING,
-            "Times that a request is sent again while the server is busy (429, 503); what is "
-            f"looked up before the run, {LOOKUP_RETRIES} times at most.",
+            "Times that a request is sent again while the server is busy (429, 503). Default: "
+            f"{RETRIES}; before the run, {LOOKUP_RETRIES}.",
             min=0,
             env="RETRIES",
         ),
-    ] = RETRIES
+    ] = None
     seed: Annotated[int, _option(_RUNNING, "Of all draws.", min=0, env="SEED")] = 0
     output: Annotated[
         Path | None,

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ponderttt.errors import InvalidRequestError
 
@@ -43,6 +44,23 @@ class Problem:
     def program(self, completion: str) -> str:
         """What is run before the checks."""
         return self.head + completion + self.tail
+
+    def asked(self, *, base: bool) -> list[Any]:
+        """Everything that a model is asked and that decides whether it passes.
+
+        Args:
+            base: with what a base model is shown of the completion, which chat has no part in.
+        """
+        prompt = self.base_prompt if base else self.base_prompt.removesuffix(self.shown)
+        return [
+            *(self.task_id, prompt, self.chat_prompt, self.head, dict(self.checks)),
+            # Results of before there were tails stay comparable.
+            *([self.tail] if self.tail else []),
+        ]
+
+    def fingerprint(self, *, base: bool) -> str:
+        """Of `asked`: 8 characters, after which a base model's goes on by 4 for what is shown."""
+        return _hash(self.asked(base=False))[:8] + (_hash(self.shown)[:4] if base else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +117,10 @@ class Suite:
             "--problems", f"{self.source} has no {name!r}; it has {first} to {last}"
         )
 
-    def fingerprint(self) -> str:
-        """Of everything that a model is asked and that decides whether it passes."""
-        whole = [
-            [
-                *(each.task_id, each.base_prompt, each.chat_prompt, each.head, dict(each.checks)),
-                # Results of before there were tails stay comparable.
-                *([each.tail] if each.tail else []),
-            ]
-            for each in self.problems
-        ]
-        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:16]
+    def fingerprint(self, *, base: bool) -> str:
+        """Of all that `Problem.asked` has of its problems."""
+        return _hash([each.asked(base=base) for each in self.problems])[:16]
+
+
+def _hash(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()

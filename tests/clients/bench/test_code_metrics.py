@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.bench.code_metrics import compare_code, identifiers
+from clients.bench.code_metrics import compare_code, cut, identifiers
 from clients.bench.repo_targets import Kind, Target
 from tests.helpers import source_text
 
@@ -77,3 +77,31 @@ def test_white_space_counts_inside_a_block_and_nowhere_else() -> None:
 def test_nothing_is_as_far_as_can_be() -> None:
     close = compare_code(target("a = b"), "")
     assert (close.exact, close.edit_similarity, close.identifier_f1) == (False, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "answer", "exact", "similarity"),
+    [
+        ("(alpha", "(alpha)", True, 1.0),
+        ("( alpha ", "(alpha)", True, 1.0),
+        (" (alpha", "( alpha ) + 1", True, 1.0),
+        # Never closed, or not in its line.
+        ("(alpha", "(alpha", False, 1.0),
+        ("(alpha", "(alpha\n)", False, 1.0),
+        # The parenthesis counts for nothing.
+        ("(abcd", "(xyz)", False, 0.0),
+        ("(abcd", "abcd)", False, 0.0),
+        ("(f(x)", "(f(x))", True, 1.0),
+        ("(f(x)", "(f(x)", False, 1.0),
+    ],
+)
+def test_of_a_call_that_is_closed_what_stands_behind_the_parenthesis_counts(
+    hidden: str, answer: str, exact: bool, similarity: float
+) -> None:
+    call = target(hidden, "call")
+    close = compare_code(call, cut(call, answer))
+    assert (close.exact, close.edit_similarity) == (exact, similarity)
+
+
+def test_call_that_is_not_cut_and_begins_with_no_parenthesis_is_nothing() -> None:
+    assert compare_code(target("(alpha", "call"), "alpha").edit_similarity == 0.0

@@ -150,7 +150,7 @@ def test_files_without_a_common_unit_show_no_difference(
         (["ONE", "none.jsonl"], "doesn't exist"),
         (["ONE", "TWO", "--metric", "beauty"], "no 'beauty'; give passed, seconds"),
         (["ONE", "TWO", "--base", "three"], "give one of one, two"),
-        (["ONE", "TWO", "--json", "/nowhere/x"], "can't be written"),
+        (["ONE", "TWO", "--json", "/nowhere/x"], "--json: /nowhere is no directory to write to"),
         (["ONE", "OTHER"], "no result file"),
     ],
 )

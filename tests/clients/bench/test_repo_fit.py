@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clients.bench.checks import unfinished
 from clients.results import read_results
+from tests.clients.bench.comparing import found
 from tests.clients.bench.conftest import Run
 from tests.clients.bench.fake_server import FakeServer, split
 
@@ -33,6 +35,34 @@ def test_single_long_line_is_cut_within(run: Run, project: Path, tmp_path: Path)
     server = FakeServer(context=300)
     result = run(server, str(project), *ONE_ARM, "--unrelated", str(unrelated))
     assert result.exit_code == 0, result.exception
+
+
+def test_targets_are_paired_where_less_unrelated_code_was_read(
+    run: Run, project: Path, tmp_path: Path
+) -> None:
+    unrelated = tmp_path / "long.py"
+    unrelated.write_text("value = other(1, 2)\n" * 150)
+    runs = {
+        "short": (300, ["--unrelated", str(unrelated)]),
+        "long": (600, ["--unrelated", str(unrelated)]),
+        "none": (600, ["--no-loss"]),
+    }
+    files = [tmp_path / f"{name}.jsonl" for name in runs]
+    for path, (context, options) in zip(files, runs.values(), strict=True):
+        server = FakeServer(context=context)
+        result = run(server, str(project), *ONE_ARM, *options, output=path.name)
+        assert result.exit_code == 0, result.exception
+        header, records = read_results(path)
+        assert header.settings["steps"] == len(records)
+        assert unfinished(header, records) is None
+        assert unfinished(header, records[:-1]) == (
+            f"unfinished: {len(records) - 1} of {len(records)} steps"
+        )
+    targets = sum(record["record"] == "target" for record in records)
+    result = found(*files, out=tmp_path / "c.json")
+    for name in ("long off", "none off"):
+        assert result["columns"][name]["exact"]["difference"]["units"] == targets
+        assert result["columns"][name]["unrelated_loss"]["difference"] is None
 
 
 def test_prompt_that_does_not_fit_is_refused_before_any_work(run: Run, project: Path) -> None:

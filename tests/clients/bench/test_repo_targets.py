@@ -42,7 +42,10 @@ def test_targets_are_what_stands_at_their_place(text: str) -> None:
 def test_file_itself_as_completion_is_cut_to_the_target(text: str) -> None:
     for targets in find_targets(text, 8).values():
         for target in targets:
-            assert cut(target, text[target.start :]) == target.hidden.rstrip()
+            # Tells that the call is closed.
+            closing = ")" if target.kind == "call" else ""
+            expected = (target.hidden + closing).rstrip()
+            assert cut(target, text[target.start :]) == expected
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=["decoder", "textwrap", "inspect"])
@@ -110,11 +113,13 @@ def test_draw_of_more_than_there_is_takes_all() -> None:
 @pytest.mark.parametrize(
     ("completion", "kept"),
     [
-        ("(a, b) + c)", "(a, b"),
-        ("(f(x)[1], ')'), 2", "(f(x)[1], ')'"),
+        ("(a, b) + c)", "(a, b)"),
+        ("(f(x)[1], ')'), 2", "(f(x)[1], ')')"),
         ("(never closed", "(never closed"),
-        ("({1: (2)}, 3)\n", "({1: (2)}, 3"),
-        (" ()", " ("),
+        ("(a,\n    b)", "(a,"),
+        ("({1: (2)}, 3)\n", "({1: (2)}, 3)"),
+        (" ()", " ()"),
+        ("\n(a)", ""),
         (" = f(a)", ""),
         ("", ""),
     ],

@@ -104,6 +104,7 @@ def test_tokens_that_the_server_does_not_count_are_said(run: Run, tmp_path: Path
         ({"usage": {"prompt_tokens": "10"}}, "failed", "usage.prompt_tokens is '10', not a number"),
         ({"usage": [1]}, "failed", "usage is [1], not an object"),
         ({"usage": {"prompt_tokens": 1, "prompt_tokens_details": [2]}}, "ok", None),
+        ({"usage": {}}, "ok", None),
         ({"usage": {"prompt_tokens": float("inf"), "completion_tokens": None}}, "ok", None),
         ({"ttt": {}}, "failed", "ttt.gate is missing"),
     ],
@@ -184,3 +185,18 @@ def test_server_that_is_busy_before_the_load_is_asked_a_few_times_and_that_is_sa
     again = Busy("/v1/models")
     assert "tried 5 times" in str(run(again, *FEW, "--retries", "4").exception)
     assert again.asked == 5
+
+
+def test_usage_that_counts_nothing_is_said(run: Run) -> None:
+    result = run(Plain(lambda _: usage(usage={})), *FEW)
+    assert "- the server didn't count the tokens of 3 answers (`usage`)" in result.output
+
+
+@pytest.mark.parametrize("option", ["--json", "--markdown", "--plot"])
+def test_place_that_can_not_be_written_to_is_named_with_its_option(run: Run, option: str) -> None:
+    server = Plain(lambda _: stream())
+    result = run(server, *FEW, option, "/nowhere/x.png")
+    assert isinstance(result.exception, InvalidRequestError)
+    assert "/nowhere is no directory to write to" in str(result.exception)
+    assert result.exception.param == option
+    assert server.bodies == []

@@ -79,7 +79,7 @@ def test_second_run_counts_and_is_told() -> None:
     program = problem.program(problem.solution)
     again = judge(Scripted({program: [timed_out(0.1), PASSED]}), LIMITS, problem, problem.solution)
     assert again.passed
-    answer = Completion((Choice("x", "stop", None),), 1, 1, None, {}, 0.1)
+    answer = Completion((Choice("x", "stop", None),), 1, 1, None, None, {}, 0.1)
     record = make_record(Unit(problem, 0), answer, problem.solution, again)
     assert record["ran_again"] == 1
     header = Header("humaneval", 0, "m", "http://here", None, SETTINGS, KEY_FIELDS, METRICS)

@@ -109,6 +109,11 @@ def test_server_that_is_busy_before_the_run_is_asked_a_few_times_and_that_is_sai
     assert server.log == ["/v1/models"] * 3
     assert result.stderr.count("the server is busy (429), asking again in 32 s") == 2
     assert run(BusyCoder(suite), "--quiet").stderr == ""
+    # What was given holds before the run, too.
+    for given in ("1", "4"):
+        patient = BusyCoder(suite)
+        run(patient, "--retries", given)
+        assert len(patient.log) == int(given) + 1
     assert not (tmp_path / "r.jsonl").exists()
 
 

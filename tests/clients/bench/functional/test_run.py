@@ -296,6 +296,31 @@ def test_two_runs_compare_by_problem(run: Run, suite: Suite, tmp_path: Path) -> 
     assert cell["difference"]["units"] == 8
 
 
+def test_runs_of_other_parts_or_prompts_compare_by_the_problems_that_they_share(
+    run: Run, suite: Suite, tmp_path: Path
+) -> None:
+    parts: dict[str, list[str]] = {
+        "eight": [],
+        "four": ["--limit", "4"],
+        "some": ["--problems", "5, 7"],
+        "base": ["--prompting", "base"],
+    }
+    for name, options in parts.items():
+        assert run(FakeCoder(suite), *options, output=f"{name}.jsonl").exit_code == 0
+    app, out = typer.Typer(), tmp_path / "c.json"
+    app.command()(compare)
+    files = [str(tmp_path / f"{name}.jsonl") for name in parts]
+    result = CliRunner().invoke(app, [*files, "--json", str(out)])
+    assert result.exit_code == 0, result.output
+    columns = json.loads(out.read_text())["columns"]
+    common = {n: columns[n]["passed"]["difference"]["units"] for n in parts if n != "eight"}
+    assert common == {"four": 4, "some": 2, "base": 8}
+    assert "WARNING" not in result.output
+    result = CliRunner().invoke(app, [*files, "--base", "some"])
+    assert "some.jsonl" in str(result.exception)
+    assert "four.jsonl" in str(result.exception)
+
+
 @pytest.mark.parametrize(
     ("refusal", "message"),
     [

@@ -30,7 +30,9 @@ def test_humaneval_has_its_164_problems_and_the_documented_prompts() -> None:
     suite = load_humaneval(None)
     assert len(suite.problems) == 164
     # Changes with the data, the prompts or the checks; then results don't compare.
-    assert suite.fingerprint() == "ccec696dbf44e1a5"
+    assert suite.fingerprint(base=True) == "ccec696dbf44e1a5"
+    # Results of chat runs of before base models were shown any indentation have it.
+    assert suite.fingerprint(base=False) == "f7c8fccbc494052e"
     first = suite.problems[0]
     assert first.task_id == "HumanEval/0"
     assert first.head.endswith('"""\n')
@@ -194,7 +196,12 @@ def without(record: dict[str, Any], *names: str, **changes: Any) -> dict[str, An
         (
             load_humaneval,
             without(FUNCTION, test="def check(candidate):\n    pass"),
-            "so anything would pass; mend or remove it",
+            "whose check has an assertion: anything would pass; mend or remove it",
+        ),
+        (
+            load_humaneval,
+            without(FUNCTION, test="def check(c):\n    c()\ndef other():\n    assert False\n"),
+            "whose check has an assertion",
         ),
         (
             load_own_mbpp,
@@ -230,6 +237,21 @@ def test_record_that_is_amiss_is_named(
         load(write_jsonl(tmp_path / "d.jsonl", records))
     assert message in str(caught.value)
     assert "--data" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "check = lambda c: c() is None or sys.exit(1)",
+        "def same(a, b):\n    assert a == b\ncheck = lambda c: same(c(), None)",
+        "class T(unittest.TestCase):\n    pass\ndef check(c):\n    c() is None or T().fail()",
+        "if sys:\n    def check(c):\n        assert c() is None",
+        "def judge(c):\n    assert c() is None\ncheck = judge",
+    ],
+)
+def test_humaneval_checks_may_be_written_in_several_ways(tmp_path: Path, test: str) -> None:
+    path = write_jsonl(tmp_path / "h.jsonl", [FUNCTION | {"test": test}])
+    assert len(load_humaneval(path).problems) == 1
 
 
 @pytest.mark.parametrize(
