@@ -154,11 +154,16 @@ def test_humaneval_is_asked_in_the_session_and_without_one_and_only_once(
     assert live.value("generation_tokens_total") == generated
 
     # Another lesson makes another session: its exam is taken anew, and the base model's is not.
-    other = [*arguments, "--fresh", "--file-chars", "900"]
+    output.unlink()
+    other = [*arguments, "--file-chars", "900"]
     assert CliRunner().invoke(app, other).exit_code == 0
     path = tmp_path / "r-humaneval-project-threshold@2.jsonl"
     assert read_results(path)[0].settings["session_digest"] not in (None, session)
-    assert read_results(tmp_path / "r-humaneval-off.jsonl") == exams["off"]
+    off = tmp_path / "r-humaneval-off.jsonl"
+    assert read_results(off) == exams["off"]
+    # Unless all is to be anew.
+    assert CliRunner().invoke(app, [*other, "--fresh"]).exit_code == 0
+    assert read_results(off)[0].run != exams["off"][0].run
 
 
 def test_lost_session_is_taught_again_to_the_same_weights(
