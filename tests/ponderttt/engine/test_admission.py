@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,30 +9,12 @@ import pytest
 import torch
 
 from ponderttt.adaptation.params import TTTParams
-from ponderttt.engine.core import EngineCore
 from ponderttt.engine.request import GenerateRequest
 from ponderttt.engine.sampling_params import SamplingParams
 from ponderttt.errors import NotFoundError, OverloadedError
 from ponderttt.models.decoder import Decoder
 from tests.ponderttt.engine import harness
-
-OFF = TTTParams(gate="off")
-LONG = replace(harness.GREEDY, max_tokens=40)
-
-
-def learn(session: str | None, **settings: Any) -> TTTParams:
-    return TTTParams(**({"session": session, "gate": "fixed", "chunk_size": 32} | settings))
-
-
-def make_core(directory: Path, *sessions: str, **settings: Any) -> EngineCore:
-    core = harness.make_core(directory, **settings)
-    for name in sessions:
-        core.sessions.create(name, TTTParams())
-    return core
-
-
-def ask(directory: Path, number: int, length: int, ttt: TTTParams = OFF) -> GenerateRequest:
-    return GenerateRequest(harness.text(directory, number, length), LONG, ttt)
+from tests.ponderttt.engine.asking import OFF, ask, learn, make_core
 
 
 def test_requests_beyond_the_slots_of_the_bank_wait_and_then_run(tiny_llama_dir: Path) -> None:

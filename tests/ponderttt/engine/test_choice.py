@@ -20,25 +20,7 @@ from ponderttt.engine.sampling_params import SamplingParams
 from ponderttt.engine.sequence import Status
 from ponderttt.errors import InvalidRequestError
 from tests.ponderttt.engine import harness
-
-#: Taught to the session; a prompt of it is predicted better by what was learned, number 5 worse.
-LEARNED, OTHER = 3, 5
-READ = TTTParams(session="s", gate="off")
-
-
-def taught(directory: Path, **settings: Any) -> EngineCore:
-    core = harness.make_core(directory, **settings)
-    core.sessions.create("s", TTTParams())
-    document = harness.text(directory, LEARNED, 128)
-    harness.adapt(core, document, ttt=replace(harness.FIXED, session="s"))
-    return core
-
-
-def ask(
-    directory: Path, number: int, ttt: TTTParams | None = READ, length: int = 90, **sampling: Any
-) -> GenerateRequest:
-    prompt = harness.text(directory, number, length)
-    return GenerateRequest(prompt, replace(harness.GREEDY, **sampling), ttt)
+from tests.ponderttt.engine.taught import LEARNED, OTHER, READ, ask, taught
 
 
 def compared(core: EngineCore, request: GenerateRequest, ttt: TTTParams | None) -> torch.Tensor:

@@ -23,25 +23,7 @@ from ponderttt.engine.sampler import NonFiniteLogitsError
 from ponderttt.engine.sampling_params import SamplingParams
 from ponderttt.errors import ConflictError, ModelError, NotFoundError
 from tests.ponderttt.engine import harness
-
-OFF = TTTParams(gate="off")
-LONG = replace(harness.GREEDY, max_tokens=40)
-
-
-def learn(session: str | None, **settings: Any) -> TTTParams:
-    return TTTParams(**({"session": session, "gate": "fixed", "chunk_size": 32} | settings))
-
-
-def make_core(directory: Path, *sessions: str, **settings: Any) -> EngineCore:
-    core = harness.make_core(directory, **settings)
-    for name in sessions:
-        core.sessions.create(name, TTTParams())
-    return core
-
-
-def ask(directory: Path, number: int, length: int, ttt: TTTParams = OFF) -> GenerateRequest:
-    return GenerateRequest(harness.text(directory, number, length), LONG, ttt)
-
+from tests.ponderttt.engine.asking import LONG, OFF, ask, learn, make_core
 
 # --- trouble --------------------------------------------------------------------------------------
 
